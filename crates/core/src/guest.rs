@@ -1,0 +1,176 @@
+//! The protocol between the host and the guest agent: plain HTTP/1.1 on one TCP port inside the VM.
+//!
+//! A snapshot keeps the agent that it was made with, so a host meets agents older than itself. Every
+//! agent states its [`GENERATION`]; a host speaks the agent's generation or refuses the snapshot.
+//! Fields may be added with a default without a new generation; a changed meaning needs one.
+//!
+//! | request | body | answer |
+//! |---|---|---|
+//! | `CONNECT 127.0.0.1:PORT` | raw bytes | 200 and a tunnel to that port; 502 when nothing listens |
+//! | `GET /v1/hello` | – | [`Hello`] |
+//! | `POST /v1/app/start` | [`ProcessSpec`] | [`AppStatus`] |
+//! | `GET /v1/app` | – | [`AppStatus`] |
+//! | `GET /v1/app/wait` | – | [`AppStatus`] once the app has exited; held open until then |
+//! | `GET /v1/app/logs?after=N` | – | log bytes from offset N; headers [`LOG_START`] and [`LOG_NEXT`] |
+//! | `POST /v1/exec` | [`ProcessSpec`] | a stream of frames, see [`FrameKind`] |
+//! | `POST /v1/copy` | tar; [`CopySpec`] in the header [`COPY_SPEC`] | 204 |
+//! | `POST /v1/disk/freeze` | – | 204: everything is on disk and writes wait |
+//! | `POST /v1/disk/thaw` | – | 204 |
+//! | `POST /v1/freeze` | – | 204: the app is stopped and its writes are on disk |
+//! | `POST /v1/thaw` | [`ThawSpec`] | 204: clock, entropy and identity are set, then the app runs |
+//! | `POST /v1/poweroff` | – | 202, then the app is terminated, the disk unmounted and the VM off |
+//!
+//! An error is a status of 400 or above with an [`AgentError`] as its body.
+
+use serde::{Deserialize, Serialize};
+
+/// The protocol generation of this source tree.
+pub const GENERATION: u32 = 1;
+/// The TCP port on which the agent listens inside the VM.
+pub const AGENT_PORT: u16 = 61_313;
+/// The VM's own address, the same in every VM: each has a network namespace to itself.
+pub const GUEST_ADDR: std::net::Ipv4Addr = std::net::Ipv4Addr::new(10, 0, 0, 2);
+/// The host's end of the VM's link; the agent answers no other peer.
+pub const HOST_ADDR: std::net::Ipv4Addr = std::net::Ipv4Addr::new(10, 0, 0, 1);
+/// Length of the link's network prefix.
+pub const LINK_PREFIX_LEN: u8 = 30;
+/// Where the DNS forwarder of the VM's network namespace answers.
+pub const DNS_ADDR: std::net::Ipv4Addr = std::net::Ipv4Addr::new(169, 254, 53, 53);
+/// The VM's Ethernet address; alike in every VM, since none shares a link with another.
+pub const GUEST_MAC: &str = "02:d0:e0:00:00:02";
+
+/// Header of a log answer: offset of its first byte; larger than asked for when older bytes are gone.
+pub const LOG_START: &str = "x-dormouse-log-start";
+/// Header of a log answer: the offset to ask for next.
+pub const LOG_NEXT: &str = "x-dormouse-log-next";
+/// Header of a copy request: a [`CopySpec`] as JSON.
+pub const COPY_SPEC: &str = "x-dormouse-copy";
+
+/// What the agent says of itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hello {
+    /// The protocol generation that the agent speaks.
+    pub generation: u32,
+    /// The agent's build version, for logs.
+    pub version: String,
+    /// What the app is doing.
+    pub app: AppStatus,
+}
+
+/// What the app is doing.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AppStatus {
+    /// Where the app is in its life.
+    pub state: AppState,
+    /// How it ended, once it has.
+    pub exit: Option<Exit>,
+    /// CPU time that the app's processes have used, in microseconds. It stands still while frozen.
+    pub cpu_usec: u64,
+}
+
+/// Where the app is in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AppState {
+    /// Not started.
+    Absent,
+    /// Its first process is alive.
+    Running,
+    /// All its processes are stopped for a snapshot.
+    Frozen,
+    /// Its first process has ended.
+    Exited,
+}
+
+/// How a process ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Exit {
+    /// The exit code; 128 and the signal's number for a process that a signal ended, as in a shell.
+    pub code: i32,
+    /// Whether it ran out of its time and was killed.
+    #[serde(default)]
+    pub timed_out: bool,
+}
+
+/// A process to start, in Docker's terms.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProcessSpec {
+    /// Program and arguments; the program is looked up in the `PATH` of `env`.
+    pub argv: Vec<String>,
+    /// The whole environment.
+    pub env: Vec<(String, String)>,
+    /// Working directory; made when missing.
+    pub cwd: String,
+    /// `user`, `user:group`, `uid` or `uid:gid`; empty for root.
+    pub user: String,
+    /// Kill it after this many seconds; none for no limit.
+    pub timeout_s: Option<u64>,
+}
+
+/// Where a copied tar goes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CopySpec {
+    /// Absolute folder inside the guest into which the tar is unpacked; made when missing.
+    pub dest: String,
+    /// `user[:group]` or `uid[:gid]` that owns what is copied; empty for root.
+    pub owner: String,
+}
+
+/// What a restored VM is given before its app runs on.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ThawSpec {
+    /// Wall-clock time in nanoseconds since the Unix epoch.
+    pub wall_clock_ns: u64,
+    /// Fresh random bytes from the host, in hex, to reseed the kernel's generator.
+    pub entropy_hex: String,
+    /// The VM's host name.
+    pub hostname: String,
+}
+
+impl std::fmt::Debug for ThawSpec {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // The entropy seeds the guest's keys: it never reaches a log.
+        f.debug_struct("ThawSpec")
+            .field("wall_clock_ns", &self.wall_clock_ns)
+            .field("hostname", &self.hostname)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Kinds of frame in the answer to `POST /v1/exec`: one byte of kind, four of big-endian length, then
+/// the payload. The last frame is an exit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum FrameKind {
+    /// Bytes of standard output.
+    Stdout = 1,
+    /// Bytes of standard error.
+    Stderr = 2,
+    /// An [`Exit`] as JSON.
+    Exit = 3,
+}
+
+impl FrameKind {
+    /// The kind that a byte stands for.
+    #[must_use]
+    pub fn from_byte(byte: u8) -> Option<Self> {
+        match byte {
+            1 => Some(Self::Stdout),
+            2 => Some(Self::Stderr),
+            3 => Some(Self::Exit),
+            _ => None,
+        }
+    }
+}
+
+/// Bytes before a frame's payload.
+pub const FRAME_HEADER_LEN: usize = 5;
+/// Longest payload of one frame, in bytes.
+pub const FRAME_PAYLOAD_MAX: usize = 64 * 1024;
+
+/// The body of a refusal by the agent.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AgentError {
+    /// What went wrong, for people.
+    pub message: String,
+}

@@ -1,0 +1,14 @@
+//! The pure domain of Dormouse: identifiers, records, state machines, limits and the guest protocol.
+//!
+//! Nothing here does IO, reads a clock or draws randomness: callers pass both in. That keeps every
+//! rule of the product testable in microseconds and usable from each other crate.
+
+pub mod guest;
+pub mod id;
+pub mod image;
+pub mod limits;
+pub mod microvm;
+pub mod time;
+
+pub use id::{AccountId, BuildId, EndpointId, ImageArn, MicrovmId};
+pub use time::Timestamp;

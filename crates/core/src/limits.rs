@@ -1,0 +1,126 @@
+//! Every limit of the product, in one place. Where AWS has the limit, the value is AWS's.
+
+use std::time::Duration;
+
+/// Memory sizes that an image may ask for, in MiB (`resources[0].minimumMemoryInMiB`).
+pub const MEMORY_SIZES_MIB: [u32; 5] = [512, 1024, 2048, 4096, 8192];
+/// Memory size of an image that asks for none, in MiB.
+pub const MEMORY_DEFAULT_MIB: u32 = 2048;
+/// A guest sees this many times its baseline memory, as on AWS.
+pub const MEMORY_PEAK_FACTOR: u32 = 4;
+
+/// Longest life of a MicroVM and the default, in seconds, suspended time included.
+pub const LIFETIME_MAX_S: u64 = 28_800;
+/// Shortest idle time before a suspend, in seconds.
+pub const IDLE_MIN_S: u64 = 60;
+
+/// Largest code artifact (compressed), in bytes.
+pub const ARTIFACT_BYTES_MAX: u64 = 1 << 30;
+/// Most entries in a code artifact.
+pub const ARTIFACT_ENTRIES_MAX: usize = 100_000;
+/// Most bytes that a code artifact may unpack to.
+pub const ARTIFACT_UNPACKED_BYTES_MAX: u64 = 4 << 30;
+/// Most times larger than its compressed form that an artifact may unpack to, once past
+/// [`ARTIFACT_RATIO_FREE_BYTES`].
+pub const ARTIFACT_RATIO_MAX: u64 = 200;
+/// Bytes that any artifact may unpack to whatever its ratio.
+pub const ARTIFACT_RATIO_FREE_BYTES: u64 = 64 << 20;
+/// Largest Dockerfile, in bytes.
+pub const DOCKERFILE_BYTES_MAX: u64 = 1 << 20;
+/// Most instructions in a Dockerfile.
+pub const DOCKERFILE_STEPS_MAX: usize = 500;
+
+/// Largest control API request body, in bytes.
+pub const API_BODY_BYTES_MAX: usize = 1 << 20;
+/// Largest head (request line and headers) of an HTTP/1 request on any listener, in bytes.
+pub const HTTP_HEAD_BYTES_MAX: usize = 64 << 10;
+/// Most headers in one request on any listener.
+pub const HTTP_HEADERS_MAX: usize = 128;
+/// A client must finish sending a request's head within this.
+pub const HTTP_HEAD_TIMEOUT: Duration = Duration::from_secs(15);
+/// A client must finish its TLS handshake within this.
+pub const TLS_HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Most client connections at once on one listener.
+pub const CONNECTIONS_MAX: usize = 10_000;
+
+/// Longest life of an endpoint token, in minutes.
+pub const TOKEN_MINUTES_MAX: i64 = 60;
+
+/// Age beyond which a signed request is refused, either way.
+pub const SIGV4_CLOCK_SKEW: Duration = Duration::from_secs(15 * 60);
+
+/// Commands that may wait for one MicroVM's driver.
+pub const DRIVER_QUEUE: usize = 64;
+/// Requests that may wait for one MicroVM to wake.
+pub const WAKE_WAITERS_MAX: usize = 1024;
+/// How long a request waits for its MicroVM to wake or to finish starting.
+pub const WAKE_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long a suspend that was asked for waits for requests in flight to end.
+pub const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
+/// A restore must reach a thawed app within this.
+pub const LAUNCH_TIMEOUT: Duration = Duration::from_secs(60);
+/// A cold boot must reach a ready agent within this; software emulation is slow.
+pub const BOOT_TIMEOUT: Duration = Duration::from_secs(180);
+/// A suspend must be on disk within this.
+pub const SUSPEND_TIMEOUT: Duration = Duration::from_secs(300);
+/// An orderly power-off gets this long before the VMM is killed.
+pub const POWEROFF_TIMEOUT: Duration = Duration::from_secs(10);
+/// After a failed suspend the MicroVM runs on and is tried again after this.
+pub const SUSPEND_RETRY: Duration = Duration::from_secs(60);
+/// A terminated MicroVM stays visible this long.
+pub const TERMINATED_RETENTION: Duration = Duration::from_secs(24 * 3600);
+
+/// A plain request to the agent must be answered within this.
+pub const AGENT_REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
+/// Largest answer of the agent to a plain request, in bytes.
+pub const AGENT_BODY_BYTES_MAX: usize = 2 << 20;
+/// Bytes of the app's output that the agent keeps for the host to fetch.
+pub const AGENT_LOG_BYTES: usize = 1 << 20;
+
+/// Image builds that run at once; the others wait in line.
+pub const BUILDS_AT_ONCE: usize = 2;
+/// Image builds that may wait in line.
+pub const BUILD_QUEUE: usize = 64;
+/// One RUN step may take this long, in seconds.
+pub const BUILD_STEP_TIMEOUT_S: u64 = 3600;
+/// Largest log of one build, in bytes; what comes after is dropped with a note.
+pub const BUILD_LOG_BYTES_MAX: u64 = 16 << 20;
+/// How long an app without a ready hook may settle before its snapshot.
+pub const SETTLE: Duration = Duration::from_secs(2);
+/// An app without a ready hook that listens on no port is still given this long at most.
+pub const SETTLE_MAX: Duration = Duration::from_secs(10);
+/// Time limit of a ready hook that states none, in seconds.
+pub const READY_TIMEOUT_DEFAULT_S: u64 = 60;
+/// Pause between two polls of a ready hook.
+pub const READY_POLL: Duration = Duration::from_millis(500);
+
+/// Network slots that are kept made ahead of need.
+pub const SLOTS_WARM: usize = 4;
+/// Most network slots on one host.
+pub const SLOTS_MAX: u16 = 8192;
+/// DNS queries of one MicroVM that may be in flight at once.
+pub const DNS_IN_FLIGHT_MAX: usize = 64;
+/// A DNS query is given up after this.
+pub const DNS_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Items on one page of a list when the caller names no number, and the most it may name.
+pub const PAGE_ITEMS_MAX: u32 = 50;
+/// How long a client token answers with the MicroVM or image that it first made.
+pub const CLIENT_TOKEN_TTL: Duration = Duration::from_secs(24 * 3600);
+
+/// Peak vCPUs that a guest of this baseline memory sees, as on AWS.
+#[must_use]
+pub fn peak_vcpus(baseline_mib: u32) -> u32 {
+    (baseline_mib / 512).max(1)
+}
+
+/// Size of a guest's root disk in bytes for this baseline memory, as on AWS.
+#[must_use]
+pub fn disk_bytes(baseline_mib: u32) -> u64 {
+    const GIB: u64 = 1 << 30;
+    match baseline_mib {
+        0..=2048 => 8 * GIB,
+        2049..=4096 => 16 * GIB,
+        _ => 32 * GIB,
+    }
+}

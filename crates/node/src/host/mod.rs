@@ -1,0 +1,1 @@
+//! What the host lends to a machine: network namespaces, taps, packet filters, DNS.

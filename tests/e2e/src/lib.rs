@@ -1,0 +1,1 @@
+//! End-to-end tests against a real `dormouse serve`; everything is in `tests/`.
