@@ -110,8 +110,13 @@ pub struct ProcessSpec {
 /// Where a copied tar goes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CopySpec {
-    /// Absolute folder inside the guest into which the tar is unpacked; made when missing.
+    /// Absolute folder inside the guest into which the tar is unpacked; made when missing. A symbolic
+    /// link on the way is followed inside the guest's root.
     pub dest: String,
+    /// The tar holds one regular file and `dest` is its new path, unless `dest` is an existing folder:
+    /// then the file goes into it under its own name. This is Docker's `COPY file /path`.
+    #[serde(default)]
+    pub as_file: bool,
     /// `user[:group]` or `uid[:gid]` that owns what is copied; empty for root.
     pub owner: String,
 }
