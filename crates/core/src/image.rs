@@ -81,26 +81,18 @@ pub struct Version {
 /// What the caller asked for when it made a version.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VersionSpec {
-    /// The managed base image, as in AWS's request.
-    pub base_image: ImageArn,
-    /// Its version, as in `1.0`.
-    pub base_image_version: String,
-    /// Role ARN, as echoed.
-    pub build_role: String,
     /// `s3://bucket/key` of the code artifact.
     pub artifact_uri: String,
-    /// Free text, as echoed.
-    pub description: Option<String>,
     /// Baseline memory in MiB.
     pub memory_mib: u32,
     /// Variables that the app starts with, over the image's own.
     pub environment: BTreeMap<String, String>,
     /// Ready hook and its port; none when it is not enabled.
     pub ready_hook: Option<ReadyHook>,
-    /// Egress connector ARNs, as echoed.
+    /// Egress connector ARNs that MicroVMs have unless they name their own.
     pub egress_connectors: Vec<String>,
-    /// Request members that this version of Dormouse stores and echoes without acting on them.
-    pub echoed: serde_json::Map<String, serde_json::Value>,
+    /// The settings as the API shows them, defaults filled in; the domain does not look inside.
+    pub settings: serde_json::Value,
 }
 
 /// How to ask the app whether it is ready for its snapshot.

@@ -18,6 +18,10 @@ pub const IDLE_MIN_S: u64 = 60;
 pub const ARTIFACT_BYTES_MAX: u64 = 1 << 30;
 /// Most entries in a code artifact.
 pub const ARTIFACT_ENTRIES_MAX: usize = 100_000;
+/// Largest listing (central directory) of a code artifact, in bytes; it is kept in memory.
+pub const ARTIFACT_LISTING_BYTES_MAX: u64 = 32 << 20;
+/// Longest path of an entry in a code artifact, in bytes.
+pub const ARTIFACT_PATH_BYTES_MAX: usize = 1024;
 /// Most bytes that a code artifact may unpack to.
 pub const ARTIFACT_UNPACKED_BYTES_MAX: u64 = 4 << 30;
 /// Most times larger than its compressed form that an artifact may unpack to, once past
@@ -29,6 +33,16 @@ pub const ARTIFACT_RATIO_FREE_BYTES: u64 = 64 << 20;
 pub const DOCKERFILE_BYTES_MAX: u64 = 1 << 20;
 /// Most instructions in a Dockerfile.
 pub const DOCKERFILE_STEPS_MAX: usize = 500;
+/// Most bytes that all variable expansion in a Dockerfile may produce.
+pub const DOCKERFILE_EXPANDED_BYTES_MAX: usize = 16 << 20;
+/// Most bytes of environment, build arguments, labels and ports of one image.
+pub const IMAGE_CONFIG_BYTES_MAX: usize = 128 << 10;
+/// Largest `.dockerignore`, in bytes.
+pub const DOCKERIGNORE_BYTES_MAX: u64 = 256 << 10;
+/// Steps that matching path patterns against a build context may take.
+pub const GLOB_STEPS_MAX: u64 = 1 << 31;
+/// Most files in the root file system of a local image.
+pub const ROOTFS_ENTRIES_MAX: usize = 2_000_000;
 
 /// Largest control API request body, in bytes.
 pub const API_BODY_BYTES_MAX: usize = 1 << 20;
@@ -43,8 +57,27 @@ pub const TLS_HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Most client connections at once on one listener.
 pub const CONNECTIONS_MAX: usize = 10_000;
 
+/// How long a graceful stop of the ingress waits for requests in flight.
+pub const INGRESS_DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
+/// HTTP/2 streams that one client connection may have open at once.
+pub const H2_STREAMS_MAX: u32 = 128;
+/// HTTP/2 flow-control window of one stream, in bytes.
+pub const H2_STREAM_WINDOW_BYTES: u32 = 1 << 20;
+/// HTTP/2 flow-control window of one connection, in bytes.
+pub const H2_CONNECTION_WINDOW_BYTES: u32 = 4 << 20;
+/// Bytes of a response that wait for one HTTP/2 stream's client to make room.
+pub const H2_SEND_BUFFER_BYTES: usize = 256 << 10;
+/// An HTTP/2 client that is silent this long is asked for a sign of life.
+pub const H2_PING_INTERVAL: Duration = Duration::from_secs(30);
+/// An HTTP/2 client must answer a ping within this.
+pub const H2_PING_TIMEOUT: Duration = Duration::from_secs(20);
+/// Bytes of an unwanted HTTP/1 request body that are still read, so that its sender gets to see the answer.
+pub const UNREAD_BODY_BYTES_MAX: usize = 16 << 20;
+/// Time during which an unwanted HTTP/1 request body is still read.
+pub const UNREAD_BODY_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// Longest life of an endpoint token, in minutes.
-pub const TOKEN_MINUTES_MAX: i64 = 60;
+pub const TOKEN_MINUTES_MAX: i32 = 60;
 
 /// Age beyond which a signed request is refused, either way.
 pub const SIGV4_CLOCK_SKEW: Duration = Duration::from_secs(15 * 60);
@@ -55,7 +88,9 @@ pub const DRIVER_QUEUE: usize = 64;
 pub const WAKE_WAITERS_MAX: usize = 1024;
 /// How long a request waits for its MicroVM to wake or to finish starting.
 pub const WAKE_TIMEOUT: Duration = Duration::from_secs(60);
-/// How long a suspend that was asked for waits for requests in flight to end.
+/// A suspend waits for requests in flight: until no byte has moved for this long ...
+pub const DRAIN_QUIET: Duration = Duration::from_secs(1);
+/// ... and no longer than this.
 pub const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 /// A restore must reach a thawed app within this.
 pub const LAUNCH_TIMEOUT: Duration = Duration::from_secs(60);
@@ -65,8 +100,10 @@ pub const BOOT_TIMEOUT: Duration = Duration::from_secs(180);
 pub const SUSPEND_TIMEOUT: Duration = Duration::from_secs(300);
 /// An orderly power-off gets this long before the VMM is killed.
 pub const POWEROFF_TIMEOUT: Duration = Duration::from_secs(10);
-/// After a failed suspend the MicroVM runs on and is tried again after this.
-pub const SUSPEND_RETRY: Duration = Duration::from_secs(60);
+/// Launches, suspends and resumes that one host carries out at once; the others wait in line.
+pub const TRANSITIONS_AT_ONCE: usize = 8;
+/// A graceful stop of the daemon waits this long for transitions under way.
+pub const STOP_TIMEOUT: Duration = Duration::from_secs(30);
 /// A terminated MicroVM stays visible this long.
 pub const TERMINATED_RETENTION: Duration = Duration::from_secs(24 * 3600);
 
@@ -81,6 +118,10 @@ pub const AGENT_LOG_BYTES: usize = 1 << 20;
 pub const BUILDS_AT_ONCE: usize = 2;
 /// Image builds that may wait in line.
 pub const BUILD_QUEUE: usize = 64;
+/// Memory of the VM that runs Dockerfile steps, in MiB; what it does not touch costs nothing.
+pub const BUILD_VM_MEMORY_MIB: u32 = 4096;
+/// A build step that fails while the host has less than this free failed because of it, in bytes.
+pub const DISK_FULL_BYTES: u64 = 16 << 20;
 /// One RUN step may take this long, in seconds.
 pub const BUILD_STEP_TIMEOUT_S: u64 = 3600;
 /// Largest log of one build, in bytes; what comes after is dropped with a note.
@@ -98,10 +139,38 @@ pub const READY_POLL: Duration = Duration::from_millis(500);
 pub const SLOTS_WARM: usize = 4;
 /// Most network slots on one host.
 pub const SLOTS_MAX: u16 = 8192;
+/// Outbound connections of one MicroVM that may exist at once: the host's table of them is shared.
+pub const SLOT_CONNECTIONS_MAX: u32 = 4096;
+/// How often the host's packet filter is checked to be in place.
+pub const SLOT_RULES_CHECK: Duration = Duration::from_secs(5);
+/// Largest DNS query that is forwarded, in bytes.
+pub const DNS_QUERY_BYTES_MAX: usize = 4096;
 /// DNS queries of one MicroVM that may be in flight at once.
 pub const DNS_IN_FLIGHT_MAX: usize = 64;
 /// A DNS query is given up after this.
 pub const DNS_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Reads or writes that may wait for the metadata store.
+pub const STORE_QUEUE: usize = 1024;
+/// Most rows in one answer of the metadata store.
+pub const STORE_PAGE_ROWS_MAX: usize = 1000;
+/// How long the metadata store waits for another process that has its database locked.
+pub const STORE_BUSY_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Largest object that one S3 request may write, in bytes.
+pub const S3_PUT_BYTES_MAX: u64 = 5 << 30;
+/// Largest object in the embedded S3, in bytes.
+pub const S3_OBJECT_BYTES_MAX: u64 = 64 << 30;
+/// Smallest part of a multipart upload, the last excepted, in bytes.
+pub const S3_PART_BYTES_MIN: u64 = 5 << 20;
+/// Most parts of a multipart upload.
+pub const S3_PARTS_MAX: usize = 10_000;
+/// Most objects that one S3 request may delete.
+pub const S3_DELETE_OBJECTS_MAX: usize = 1000;
+/// Most user metadata of an object in the embedded S3, in bytes.
+pub const S3_METADATA_BYTES_MAX: usize = 2 << 10;
+/// A multipart upload that is neither completed nor aborted is forgotten after this.
+pub const S3_UPLOAD_TTL: Duration = Duration::from_secs(7 * 24 * 3600);
 
 /// Items on one page of a list when the caller names no number, and the most it may name.
 pub const PAGE_ITEMS_MAX: u32 = 50;

@@ -5,11 +5,13 @@
 //!  Pending ───────────────▶ Running ──────────────────────────────▶ Suspending
 //!     │                      ▲   ▲            SuspendFailed │            │ Suspended
 //!     │              Resumed │   └──────────────────────────┘            ▼
+//!     │                      │          ResumeRequested, Wake
 //!     │                   Resuming ◀──────────────────────────────── Suspended
-//!     │                      │          ResumeRequested, Wake            │
+//!     │                      │ └───────────────────────────────────────▶ │
+//!     │                      │               ResumeFailed                │
 //!     ▼                      ▼                                           ▼
 //!     └──────────────▶ Terminating ◀─────────────────────────────────────┘
-//!  any state: TerminateRequested, LifetimeDue, InstanceExited, LaunchFailed, ResumeFailed, SuspendedDue
+//!  any state: TerminateRequested, LifetimeDue, InstanceExited, LaunchFailed, SuspendedDue
 //!                            │ TornDown
 //!                            ▼
 //!                        Terminated
@@ -144,7 +146,7 @@ pub enum Event {
     Wake,
     /// The MicroVM runs on from what was kept.
     Resumed,
-    /// What was kept could not be restored, for this reason.
+    /// What was kept could not be restored, for this reason; it is still kept.
     ResumeFailed(String),
     /// Somebody called TerminateMicrovm.
     TerminateRequested,
@@ -234,9 +236,8 @@ pub fn step(record: &Record, event: Event, now: Timestamp) -> Result<Step, Denie
             _ => Ok(to(record, Resuming, None, Some(Effect::Resume))),
         },
         (Suspended, Event::SuspendedDue) => Ok(terminate(record, REASON_SUSPENDED)),
-        (Pending, Event::LaunchFailed(reason)) | (Resuming, Event::ResumeFailed(reason)) => {
-            Ok(terminate(record, &reason))
-        }
+        (Pending, Event::LaunchFailed(reason)) => Ok(terminate(record, &reason)),
+        (Resuming, Event::ResumeFailed(reason)) => Ok(to(record, Suspended, Some(reason), None)),
         (Pending | Running | Suspending | Resuming, Event::InstanceExited(reason)) => {
             Ok(terminate(record, &reason))
         }
