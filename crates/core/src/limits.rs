@@ -71,10 +71,8 @@ pub const H2_SEND_BUFFER_BYTES: usize = 256 << 10;
 pub const H2_PING_INTERVAL: Duration = Duration::from_secs(30);
 /// An HTTP/2 client must answer a ping within this.
 pub const H2_PING_TIMEOUT: Duration = Duration::from_secs(20);
-/// Bytes of an unwanted HTTP/1 request body that are still read, so that its sender gets to see the answer.
-pub const UNREAD_BODY_BYTES_MAX: usize = 16 << 20;
-/// Time during which an unwanted HTTP/1 request body is still read.
-pub const UNREAD_BODY_TIMEOUT: Duration = Duration::from_secs(5);
+/// An unwanted request body is still read for this long, so that its sender gets to see the answer.
+pub const UNREAD_BODY_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Longest life of an endpoint token, in minutes.
 pub const TOKEN_MINUTES_MAX: i32 = 60;
@@ -169,6 +167,8 @@ pub const S3_PARTS_MAX: usize = 10_000;
 pub const S3_DELETE_OBJECTS_MAX: usize = 1000;
 /// Most user metadata of an object in the embedded S3, in bytes.
 pub const S3_METADATA_BYTES_MAX: usize = 2 << 10;
+/// A connection to an outside S3 must be made within this.
+pub const S3_CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// A multipart upload that is neither completed nor aborted is forgotten after this.
 pub const S3_UPLOAD_TTL: Duration = Duration::from_secs(7 * 24 * 3600);
 

@@ -1,0 +1,175 @@
+//! The files that tell the app its name and where to ask for others: `/etc/hostname`, `/etc/hosts` and
+//! `/etc/resolv.conf`. As with Docker they are the runtime's, whatever the image says.
+
+use dormouse_core::guest::{DNS_ADDR, GUEST_ADDR};
+use std::fs;
+use std::io::{self, Read};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
+/// The name of a VM that was not told its own yet.
+const FIRST_HOSTNAME: &str = "localhost";
+/// A longer hosts file than this is the app's mischief and is replaced.
+const HOSTS_BYTES_MAX: u64 = 1 << 20;
+/// Longest host name that the kernel takes, in bytes.
+const HOSTNAME_BYTES_MAX: usize = 64;
+
+/// Writes all three files and sets the first host name.
+pub(crate) fn write_at_boot() -> io::Result<()> {
+    fs::create_dir_all("/etc")?;
+    let servers = format!("nameserver {DNS_ADDR}\n");
+    replace(Path::new("/etc/resolv.conf"), servers.as_bytes())?;
+    replace(
+        Path::new("/etc/hosts"),
+        fresh_hosts(FIRST_HOSTNAME).as_bytes(),
+    )?;
+    set_kernel_and_file(FIRST_HOSTNAME)
+}
+
+/// Gives the VM its name. Lines of `/etc/hosts` that the app added stay.
+pub(crate) fn set_hostname(hostname: &str) -> io::Result<()> {
+    let path = Path::new("/etc/hosts");
+    let hosts = match read_regular(path, HOSTS_BYTES_MAX) {
+        Some(text) => renamed_hosts(&text, hostname),
+        None => fresh_hosts(hostname),
+    };
+    replace(path, hosts.as_bytes())?;
+    set_kernel_and_file(hostname)
+}
+
+/// Gives a VM that has a machine id one of its own.
+pub(crate) fn renew_machine_id(id: [u8; 16]) -> io::Result<()> {
+    let path = Path::new("/etc/machine-id");
+    match fs::symlink_metadata(path) {
+        Ok(found) if found.is_file() => replace(path, format!("{}\n", hex::encode(id)).as_bytes()),
+        _ => Ok(()),
+    }
+}
+
+/// Whether a name can be a host name.
+pub(crate) fn is_hostname(name: &str) -> bool {
+    let is_allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.');
+    (1..=HOSTNAME_BYTES_MAX).contains(&name.len())
+        && name.bytes().all(is_allowed)
+        && !name.starts_with(['-', '.'])
+}
+
+fn set_kernel_and_file(hostname: &str) -> io::Result<()> {
+    rustix::system::sethostname(hostname.as_bytes())?;
+    replace(
+        Path::new("/etc/hostname"),
+        format!("{hostname}\n").as_bytes(),
+    )
+}
+
+fn fresh_hosts(hostname: &str) -> String {
+    format!(
+        "127.0.0.1\tlocalhost\n\
+         ::1\tlocalhost ip6-localhost ip6-loopback\n\
+         {GUEST_ADDR}\t{hostname}\n"
+    )
+}
+
+/// The hosts file with the VM's own line set to a new name.
+fn renamed_hosts(text: &str, hostname: &str) -> String {
+    let own = GUEST_ADDR.to_string();
+    let mut out = String::with_capacity(text.len() + hostname.len());
+    let others = text
+        .lines()
+        .filter(|line| line.split_whitespace().next() != Some(own.as_str()));
+    for line in others {
+        out.push_str(line);
+        out.push('\n');
+    }
+    out.push_str(&format!("{own}\t{hostname}\n"));
+    out
+}
+
+/// Reads a file that the app may have made anything of: a pipe must not hold the agent up.
+fn read_regular(path: &Path, bytes_max: u64) -> Option<String> {
+    let flags = rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK;
+    let file = fs::OpenOptions::new()
+        .read(true)
+        .custom_flags(flags.bits().cast_signed())
+        .open(path)
+        .ok()?;
+    let found = file.metadata().ok()?;
+    if !found.is_file() || found.len() > bytes_max {
+        return None;
+    }
+    let mut text = String::new();
+    file.take(bytes_max).read_to_string(&mut text).ok()?;
+    Some(text)
+}
+
+/// Puts a file in place of whatever has its name, without following or opening that.
+fn replace(path: &Path, contents: &[u8]) -> io::Result<()> {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".new");
+    let new = Path::new(&name);
+    remove_any(new)?;
+    fs::write(new, contents)?;
+    if fs::symlink_metadata(path).is_ok_and(|found| found.is_dir()) {
+        fs::remove_dir_all(path)?;
+    }
+    fs::rename(new, path)
+}
+
+fn remove_any(path: &Path) -> io::Result<()> {
+    match fs::symlink_metadata(path) {
+        Ok(found) if found.is_dir() => fs::remove_dir_all(path),
+        Ok(_) => fs::remove_file(path),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_new_name_replaces_the_old_line_and_no_other() {
+        let before = "127.0.0.1\tlocalhost\n10.0.0.2\told old.example\n10.0.0.20 db\n# note";
+        assert_eq!(
+            renamed_hosts(before, "new"),
+            "127.0.0.1\tlocalhost\n10.0.0.20 db\n# note\n10.0.0.2\tnew\n"
+        );
+        assert_eq!(
+            renamed_hosts(&fresh_hosts("a"), "b"),
+            fresh_hosts("b"),
+            "renaming a fresh file is the same as writing it"
+        );
+    }
+
+    #[test]
+    fn host_names_are_checked() {
+        assert!(is_hostname("microvm-0f3a.local"));
+        for bad in ["", "a b", "a\n", "-a", ".a", &"a".repeat(65)] {
+            assert!(!is_hostname(bad), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_dangling_link_is_replaced_by_a_file() {
+        let dir = tempfile::tempdir().expect("temporary folder");
+        let path = dir.path().join("resolv.conf");
+        std::os::unix::fs::symlink("../run/systemd/resolve/stub", &path).expect("link");
+        replace(&path, b"nameserver\n").expect("replace");
+        assert!(fs::symlink_metadata(&path).expect("there").is_file());
+        assert_eq!(fs::read(&path).expect("read"), b"nameserver\n");
+    }
+
+    #[test]
+    fn only_a_short_regular_file_is_read() {
+        let dir = tempfile::tempdir().expect("temporary folder");
+        let path = dir.path().join("hosts");
+        assert_eq!(read_regular(&path, 10), None);
+        fs::write(&path, "12345").expect("write");
+        assert_eq!(read_regular(&path, 10).as_deref(), Some("12345"));
+        assert_eq!(read_regular(&path, 4), None);
+        let link = dir.path().join("link");
+        std::os::unix::fs::symlink(&path, &link).expect("link");
+        assert_eq!(read_regular(&link, 10), None);
+    }
+}

@@ -1,0 +1,171 @@
+//! Commands that the host runs beside the app, each in a control group of its own. Their output goes to
+//! the host as frames while they run; when the host hangs up, they are killed.
+
+use crate::cgroup::Cgroup;
+use crate::console;
+use crate::process::{Plan, StartError, Started};
+use crate::reaper::Reaper;
+use bytes::{BufMut, Bytes, BytesMut};
+use dormouse_core::guest::{Exit, FRAME_HEADER_LEN, FRAME_PAYLOAD_MAX, FrameKind};
+use hyper::body::{Body, Frame};
+use rustix::pipe::{PipeFlags, pipe_with};
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+use tokio::io::AsyncReadExt;
+use tokio::net::unix::pipe;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+
+/// Frames that wait for the host; a full queue holds the command up.
+const FRAMES_QUEUED: usize = 8;
+const READ_BYTES: usize = 32 * 1024;
+const _: () = assert!(READ_BYTES <= FRAME_PAYLOAD_MAX);
+/// Output that is still in the pipes when a command ends is read for at most this long.
+const LAST_OUTPUT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Killed processes are gone within this.
+const GONE_TIMEOUT: Duration = Duration::from_secs(10);
+const GONE_POLL: Duration = Duration::from_millis(5);
+
+/// The answer's body: frames, the last of which is the exit.
+#[derive(Debug)]
+pub(crate) struct Frames(mpsc::Receiver<Bytes>);
+
+impl Body for Frames {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        let next = self.0.poll_recv(cx);
+        next.map(|bytes| bytes.map(|bytes| Ok(Frame::data(bytes))))
+    }
+}
+
+/// Starts a command in the group `name` below `guest`. Dropping the frames kills it.
+pub(crate) fn start(
+    plan: Plan,
+    reaper: &Reaper,
+    guest: Arc<Cgroup>,
+    name: String,
+) -> Result<Frames, StartError> {
+    let cgroup = guest
+        .child(&name)
+        .map_err(StartError::host("make a control group"))?;
+    let pipes = || -> std::io::Result<_> {
+        let (output, input) = pipe_with(PipeFlags::CLOEXEC)?;
+        Ok((pipe::Receiver::from_owned_fd(output)?, input))
+    };
+    let make = StartError::host("make a pipe for the output");
+    let (stdout, stdout_end) = pipes().map_err(make)?;
+    let make = StartError::host("make a pipe for the errors");
+    let (stderr, stderr_end) = pipes().map_err(make)?;
+    let started = match plan.start(reaper, &cgroup, stdout_end, stderr_end) {
+        Ok(started) => started,
+        Err(error) => {
+            // The failed child may not be out of it yet; an empty group that stays costs little.
+            let _ = guest.remove_child(&name);
+            return Err(error);
+        }
+    };
+    let (frames, receiver) = mpsc::channel(FRAMES_QUEUED);
+    let readers = [
+        tokio::spawn(forward(stdout, FrameKind::Stdout, frames.clone())),
+        tokio::spawn(forward(stderr, FrameKind::Stderr, frames.clone())),
+    ];
+    tokio::spawn(async move {
+        supervise(started, &cgroup, readers, frames).await;
+        remove(&guest, &cgroup, &name).await;
+    });
+    Ok(Frames(receiver))
+}
+
+async fn supervise(
+    started: Started,
+    cgroup: &Cgroup,
+    readers: [JoinHandle<()>; 2],
+    frames: mpsc::Sender<Bytes>,
+) {
+    let exit = started.finish(cgroup, frames.closed()).await;
+    for reader in readers {
+        let abort = reader.abort_handle();
+        if tokio::time::timeout(LAST_OUTPUT_TIMEOUT, reader)
+            .await
+            .is_err()
+        {
+            abort.abort();
+        }
+    }
+    // The host may have hung up: nobody to tell.
+    let _ = frames.send(exit_frame(exit)).await;
+}
+
+async fn forward(mut output: pipe::Receiver, kind: FrameKind, frames: mpsc::Sender<Bytes>) {
+    let mut bytes = vec![0; READ_BYTES];
+    while let Ok(len @ 1..) = output.read(&mut bytes).await {
+        if frames.send(frame(kind, &bytes[..len])).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Removes the command's group once its processes are gone.
+async fn remove(guest: &Cgroup, cgroup: &Cgroup, name: &str) {
+    let gone = async {
+        while cgroup.is_populated().unwrap_or(false) {
+            tokio::time::sleep(GONE_POLL).await;
+        }
+    };
+    let _ = tokio::time::timeout(GONE_TIMEOUT, gone).await;
+    if let Err(error) = guest.remove_child(name) {
+        console::say(format_args!("cannot remove control group {name}: {error}"));
+    }
+}
+
+fn exit_frame(exit: Exit) -> Bytes {
+    let json = serde_json::to_vec(&exit).expect("an exit has only plain fields");
+    frame(FrameKind::Exit, &json)
+}
+
+/// One frame: kind, length of the payload, payload.
+fn frame(kind: FrameKind, payload: &[u8]) -> Bytes {
+    let len = u32::try_from(payload.len()).expect("payloads are shorter than FRAME_PAYLOAD_MAX");
+    let mut bytes = BytesMut::with_capacity(FRAME_HEADER_LEN + payload.len());
+    bytes.put_u8(kind as u8);
+    bytes.put_u32(len);
+    bytes.put_slice(payload);
+    bytes.freeze()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_frame_is_kind_length_and_payload() {
+        assert_eq!(
+            frame(FrameKind::Stderr, b"oops").as_ref(),
+            b"\x02\x00\x00\x00\x04oops"
+        );
+        assert_eq!(
+            frame(FrameKind::Stdout, &[7; 300])[..5],
+            [1, 0, 0, 0x01, 0x2c]
+        );
+    }
+
+    #[test]
+    fn the_last_frame_tells_the_exit() {
+        let exit = Exit {
+            code: 137,
+            timed_out: true,
+        };
+        let bytes = exit_frame(exit);
+        assert_eq!(bytes[0], 3);
+        let told: Exit = serde_json::from_slice(&bytes[FRAME_HEADER_LEN..]).expect("JSON");
+        assert_eq!(told, exit);
+    }
+}

@@ -1,0 +1,170 @@
+//! Stopping all of the customer's code for a snapshot, and letting it run on as another VM.
+//!
+//! The order of [`Freezer::thaw`] is the product's promise: no instruction of a clone runs with the time,
+//! the randomness, the connections or the name of another.
+
+use crate::cgroup::Cgroup;
+use crate::{disk, etc, random, sockets};
+use dormouse_core::guest::ThawSpec;
+use rustix::time::{ClockId, Timespec, clock_settime};
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::time::Duration;
+
+/// Processes stop within this; one that waits for the disk in the kernel stops after it.
+const TIMEOUT: Duration = Duration::from_secs(10);
+const NANOSECONDS: u64 = 1_000_000_000;
+
+/// Why the guest could not be frozen or thawed. It stays as it was.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum FreezeError {
+    /// The seed is not hexadecimal, or too short or too long.
+    #[error("entropy_hex must be {} to {} bytes in hex", random::SEED_BYTES.start(), random::SEED_BYTES.end())]
+    Seed,
+    /// The name cannot be a host name.
+    #[error("invalid host name {0:?}")]
+    Hostname(String),
+    /// Names are written to the disk, which must not be frozen.
+    #[error("the disk is frozen")]
+    DiskFrozen,
+    /// A step failed.
+    #[error("cannot {step}")]
+    Step {
+        /// The step.
+        step: &'static str,
+        /// The kernel's answer.
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl FreezeError {
+    fn step<E: Into<io::Error>>(step: &'static str) -> impl FnOnce(E) -> Self {
+        move |source| Self::Step {
+            step,
+            source: source.into(),
+        }
+    }
+}
+
+/// Freezes and thaws the customer's processes and the disk. Every call blocks.
+#[derive(Debug)]
+pub(crate) struct Freezer {
+    guest: Arc<Cgroup>,
+    turn: Mutex<()>,
+    processes_frozen: AtomicBool,
+    disk_frozen: AtomicBool,
+}
+
+impl Freezer {
+    /// A freezer of everything in `guest`.
+    pub(crate) fn new(guest: Arc<Cgroup>) -> Self {
+        Self {
+            guest,
+            turn: Mutex::new(()),
+            processes_frozen: AtomicBool::new(false),
+            disk_frozen: AtomicBool::new(false),
+        }
+    }
+
+    /// Starts a process unless the guest or its disk is frozen or about to be; a freeze waits for it.
+    ///
+    /// A process that joins a frozen group stops before it has become its program, and whoever starts it
+    /// would wait for that on the thread that has to answer the thaw.
+    pub(crate) fn start<T>(&self, start: impl FnOnce() -> T) -> Option<T> {
+        let _turn = match self.turn.try_lock() {
+            Ok(turn) => turn,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => return None,
+        };
+        (!self.is_frozen() && !self.is_disk_frozen()).then(start)
+    }
+
+    /// Whether the customer's processes are stopped, or about to be.
+    pub(crate) fn is_frozen(&self) -> bool {
+        self.processes_frozen.load(Ordering::SeqCst)
+    }
+
+    /// Whether writes to the disk wait, or are about to.
+    pub(crate) fn is_disk_frozen(&self) -> bool {
+        self.disk_frozen.load(Ordering::SeqCst)
+    }
+
+    /// Stops every process of the customer and writes to the disk what they left. Frozen is fine.
+    pub(crate) fn freeze(&self) -> Result<(), FreezeError> {
+        let _turn = self.turn();
+        self.processes_frozen.store(true, Ordering::SeqCst);
+        let frozen = self
+            .guest
+            .set_frozen(true, TIMEOUT)
+            .map_err(FreezeError::step("freeze the app"))
+            .and_then(|()| disk::sync().map_err(FreezeError::step("write to the disk")));
+        if frozen.is_err() {
+            // All or nothing: the app goes on as if it had not been asked.
+            self.guest
+                .set_frozen(false, TIMEOUT)
+                .map_err(FreezeError::step("run the app after a failed freeze"))?;
+            self.processes_frozen.store(false, Ordering::SeqCst);
+        }
+        frozen
+    }
+
+    /// Makes the VM its own, then runs the customer's processes. When a step fails they stay stopped, and
+    /// the call can be made again. Not frozen is fine.
+    pub(crate) fn thaw(&self, spec: &ThawSpec) -> Result<(), FreezeError> {
+        let _turn = self.turn();
+        let seed = hex::decode(&spec.entropy_hex).map_err(|_| FreezeError::Seed)?;
+        if !random::SEED_BYTES.contains(&seed.len()) {
+            return Err(FreezeError::Seed);
+        }
+        if !etc::is_hostname(&spec.hostname) {
+            return Err(FreezeError::Hostname(spec.hostname.clone()));
+        }
+        if self.is_disk_frozen() {
+            return Err(FreezeError::DiskFrozen);
+        }
+        set_clock(spec.wall_clock_ns).map_err(FreezeError::step("set the clock"))?;
+        random::reseed(&seed).map_err(FreezeError::step("reseed the random generator"))?;
+        sockets::abort_outbound().map_err(FreezeError::step("abort stale connections"))?;
+        etc::set_hostname(&spec.hostname).map_err(FreezeError::step("set the host name"))?;
+        random::public_id()
+            .and_then(etc::renew_machine_id)
+            .map_err(FreezeError::step("renew the machine id"))?;
+        self.guest
+            .set_frozen(false, TIMEOUT)
+            .map_err(FreezeError::step("run the app"))?;
+        self.processes_frozen.store(false, Ordering::SeqCst);
+        Ok(())
+    }
+
+    /// Writes everything to the disk and makes further writes wait. Frozen is fine.
+    pub(crate) fn freeze_disk(&self) -> Result<(), FreezeError> {
+        let _turn = self.turn();
+        self.disk_frozen.store(true, Ordering::SeqCst);
+        let frozen = disk::freeze().map_err(FreezeError::step("freeze the disk"));
+        self.disk_frozen.store(frozen.is_ok(), Ordering::SeqCst);
+        frozen
+    }
+
+    /// Lets writes to the disk go on. Not frozen is fine.
+    pub(crate) fn thaw_disk(&self) -> Result<(), FreezeError> {
+        let _turn = self.turn();
+        disk::thaw().map_err(FreezeError::step("thaw the disk"))?;
+        self.disk_frozen.store(false, Ordering::SeqCst);
+        Ok(())
+    }
+
+    /// One at a time: a freeze and a thaw at once would leave neither.
+    fn turn(&self) -> MutexGuard<'_, ()> {
+        self.turn.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn set_clock(wall_clock_ns: u64) -> rustix::io::Result<()> {
+    let time = Timespec {
+        tv_sec: i64::try_from(wall_clock_ns / NANOSECONDS).unwrap_or(i64::MAX),
+        tv_nsec: (wall_clock_ns % NANOSECONDS).cast_signed(),
+    };
+    clock_settime(ClockId::Realtime, time)
+}

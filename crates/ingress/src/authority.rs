@@ -1,0 +1,389 @@
+//! The internal certificate authority: one CA per installation, and the endpoints' wildcard
+//! certificate, which it issues and renews by itself.
+//!
+//! Only the CA is kept on disk. The wildcard's key lives in memory: each start issues a new one,
+//! and a process that runs on issues the next long before the last expires.
+
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, RwLock};
+use std::time::{Duration, SystemTime};
+
+use rcgen::{
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose, PKCS_ECDSA_P256_SHA256,
+};
+use rustls::crypto::{CryptoProvider, aws_lc_rs};
+use rustls::server::{ClientHello, ResolvesServerCert};
+use rustls::sign::CertifiedKey;
+use rustls_pki_types::PrivatePkcs8KeyDer;
+use secrecy::zeroize::Zeroizing;
+use uuid::Uuid;
+
+use crate::file;
+
+const DAY: Duration = Duration::from_secs(24 * 3600);
+/// How long a CA is valid.
+const CA_LIFE: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
+/// How long a wildcard certificate is valid: clients accept 398 days at most.
+const LEAF_LIFE: Duration = Duration::from_secs(90 * 24 * 3600);
+/// Age at which a wildcard certificate gives way to the next.
+const LEAF_RENEWAL: Duration = Duration::from_secs(30 * 24 * 3600);
+/// A client whose clock is behind by this much still accepts a new certificate.
+const CLOCK_SKEW: Duration = DAY;
+
+/// Why there is no certificate.
+#[derive(Debug, thiserror::Error)]
+pub enum AuthorityError {
+    /// A file of the CA cannot be read.
+    #[error("the CA cannot be read from {path}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// A file of the CA cannot be written.
+    #[error("the CA cannot be written to {path}")]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// The certificate is there and its key is not. Clients trust that certificate, so it is not
+    /// replaced without being asked.
+    #[error("the CA's key is missing: restore {key}, or remove {certificate} for a new CA")]
+    KeyMissing {
+        /// Where the key should be.
+        key: PathBuf,
+        /// The certificate that is there.
+        certificate: PathBuf,
+    },
+    /// A file of the CA does not hold what it should.
+    #[error("{path} is not usable")]
+    Malformed {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        #[source]
+        source: rcgen::Error,
+    },
+    /// A certificate could not be made, for instance for a name that is none.
+    #[error("the certificate could not be issued")]
+    Issue(#[source] rcgen::Error),
+    /// The TLS library refuses what was issued.
+    #[error("the certificate cannot be served")]
+    Serve(#[source] rustls::Error),
+}
+
+/// The CA of this installation.
+pub struct Authority {
+    issuer: Issuer<'static, KeyPair>,
+    certificate_pem: String,
+}
+
+impl Authority {
+    /// Reads `ca.pem` and `ca.key` from `folder`, or makes a CA and writes both there.
+    pub fn load_or_create(folder: &Path) -> Result<Self, AuthorityError> {
+        let (pem_path, key_path) = (folder.join("ca.pem"), folder.join("ca.key"));
+        let (certificate, key) = (read(&pem_path)?, read(&key_path)?.map(Zeroizing::new));
+        let key = match (key, &certificate) {
+            (Some(text), _) => {
+                KeyPair::from_pem(&text).map_err(|source| AuthorityError::Malformed {
+                    path: key_path,
+                    source,
+                })?
+            }
+            (None, None) => create_key(&key_path)?,
+            (None, Some(_)) => {
+                return Err(AuthorityError::KeyMissing {
+                    key: key_path,
+                    certificate: pem_path,
+                });
+            }
+        };
+        let certificate_pem = match certificate {
+            Some(text) => text,
+            None => create_certificate(&pem_path, &key)?,
+        };
+        let issuer = Issuer::from_ca_cert_pem(&certificate_pem, key).map_err(|source| {
+            AuthorityError::Malformed {
+                path: pem_path,
+                source,
+            }
+        })?;
+        Ok(Self {
+            issuer,
+            certificate_pem,
+        })
+    }
+
+    /// The CA's certificate: what a client must trust.
+    #[must_use]
+    pub fn certificate_pem(&self) -> &str {
+        &self.certificate_pem
+    }
+
+    /// TLS for everything directly below `suffix`, for `suffix` itself and for `extra` host names
+    /// and IP addresses. TLS 1.3 only; HTTP/2 is preferred to HTTP/1.1.
+    pub fn server_config(
+        self: &Arc<Self>,
+        suffix: &str,
+        extra: &[String],
+    ) -> Result<rustls::ServerConfig, AuthorityError> {
+        let mut names = vec![format!("*.{suffix}"), suffix.to_owned()];
+        names.extend_from_slice(extra);
+        let provider = Arc::new(aws_lc_rs::default_provider());
+        let leaves = Leaves::new(Arc::clone(self), names, Arc::clone(&provider))?;
+        let mut config = rustls::ServerConfig::builder_with_provider(provider)
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .map_err(AuthorityError::Serve)?
+            .with_no_client_auth()
+            .with_cert_resolver(Arc::new(leaves));
+        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        Ok(config)
+    }
+
+    /// A new key and a certificate for `names`, valid from now.
+    fn issue(
+        &self,
+        names: &[String],
+        now: SystemTime,
+        provider: &CryptoProvider,
+    ) -> Result<CertifiedKey, AuthorityError> {
+        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(AuthorityError::Issue)?;
+        let mut params = CertificateParams::new(names).map_err(AuthorityError::Issue)?;
+        params.distinguished_name = rcgen::DistinguishedName::new();
+        params
+            .distinguished_name
+            .push(DnType::CommonName, "Dormouse endpoints");
+        set_validity(&mut params, now, LEAF_LIFE);
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        params.use_authority_key_identifier_extension = true;
+        let certificate = params
+            .signed_by(&key, &self.issuer)
+            .map_err(AuthorityError::Issue)?;
+        let signing_key = provider
+            .key_provider
+            .load_private_key(PrivatePkcs8KeyDer::from(key.serialize_der()).into())
+            .map_err(AuthorityError::Serve)?;
+        Ok(CertifiedKey::new(
+            vec![certificate.der().clone()],
+            signing_key,
+        ))
+    }
+}
+
+impl fmt::Debug for Authority {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Authority")
+            .field("certificate_pem", &self.certificate_pem)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Serves the current wildcard certificate, and issues the next one when its time has come.
+struct Leaves {
+    authority: Arc<Authority>,
+    names: Vec<String>,
+    provider: Arc<CryptoProvider>,
+    current: RwLock<Leaf>,
+}
+
+#[derive(Clone)]
+struct Leaf {
+    key: Arc<CertifiedKey>,
+    renew_at: SystemTime,
+}
+
+impl Leaves {
+    fn new(
+        authority: Arc<Authority>,
+        names: Vec<String>,
+        provider: Arc<CryptoProvider>,
+    ) -> Result<Self, AuthorityError> {
+        let now = SystemTime::now();
+        let leaf = Leaf {
+            key: Arc::new(authority.issue(&names, now, &provider)?),
+            renew_at: now + LEAF_RENEWAL,
+        };
+        Ok(Self {
+            authority,
+            names,
+            provider,
+            current: RwLock::new(leaf),
+        })
+    }
+
+    fn at(&self, now: SystemTime) -> Arc<CertifiedKey> {
+        let leaf = self
+            .current
+            .read()
+            .unwrap_or_else(|poisoned| poisoned.into_inner())
+            .clone();
+        if now < leaf.renew_at {
+            return leaf.key;
+        }
+        // Connections that meet here at the same moment each issue one; the last stays.
+        let (key, renew_at) = match self.authority.issue(&self.names, now, &self.provider) {
+            Ok(key) => (Arc::new(key), now + LEAF_RENEWAL),
+            Err(error) => {
+                tracing::error!(%error, "the endpoint certificate was not renewed");
+                (leaf.key, now + DAY)
+            }
+        };
+        let mut current = self
+            .current
+            .write()
+            .unwrap_or_else(|poisoned| poisoned.into_inner());
+        *current = Leaf {
+            key: Arc::clone(&key),
+            renew_at,
+        };
+        key
+    }
+}
+
+impl ResolvesServerCert for Leaves {
+    fn resolve(&self, _hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        Some(self.at(SystemTime::now()))
+    }
+}
+
+impl fmt::Debug for Leaves {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Leaves")
+            .field("names", &self.names)
+            .finish_non_exhaustive()
+    }
+}
+
+fn read(path: &Path) -> Result<Option<String>, AuthorityError> {
+    file::read(path).map_err(|source| AuthorityError::Read {
+        path: path.to_owned(),
+        source,
+    })
+}
+
+fn write(path: &Path, mode: u32, text: &str) -> Result<(), AuthorityError> {
+    file::replace(path, mode, text.as_bytes()).map_err(|source| AuthorityError::Write {
+        path: path.to_owned(),
+        source,
+    })
+}
+
+fn create_key(path: &Path) -> Result<KeyPair, AuthorityError> {
+    let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(AuthorityError::Issue)?;
+    write(path, 0o600, &Zeroizing::new(key.serialize_pem()))?;
+    Ok(key)
+}
+
+fn create_certificate(path: &Path, key: &KeyPair) -> Result<String, AuthorityError> {
+    let mut params = CertificateParams::default();
+    params.distinguished_name = rcgen::DistinguishedName::new();
+    // A client may know the CAs of several installations: each has its own name.
+    let name = format!("Dormouse CA {}", &Uuid::new_v4().simple().to_string()[..8]);
+    params.distinguished_name.push(DnType::CommonName, name);
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    set_validity(&mut params, SystemTime::now(), CA_LIFE);
+    let certificate = params.self_signed(key).map_err(AuthorityError::Issue)?;
+    let pem = certificate.pem();
+    write(path, 0o644, &pem)?;
+    Ok(pem)
+}
+
+fn set_validity(params: &mut CertificateParams, now: SystemTime, life: Duration) {
+    let since_epoch = now
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap_or_default();
+    let start = rcgen::date_time_ymd(1970, 1, 1) + since_epoch.saturating_sub(CLOCK_SKEW);
+    params.not_before = start;
+    params.not_after = start + life;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    fn authority(folder: &Path) -> Arc<Authority> {
+        Arc::new(Authority::load_or_create(folder).expect("CA"))
+    }
+
+    #[test]
+    fn a_ca_is_made_once_and_its_key_is_private() {
+        let folder = tempfile::tempdir().expect("folder");
+        let first = authority(folder.path());
+        let second = authority(folder.path());
+        assert_eq!(first.certificate_pem(), second.certificate_pem());
+        let mode = |name: &str| {
+            let metadata = std::fs::metadata(folder.path().join(name)).expect("file");
+            metadata.permissions().mode() & 0o777
+        };
+        assert_eq!((mode("ca.key"), mode("ca.pem")), (0o600, 0o644));
+        assert!(!format!("{first:?}").contains("PRIVATE"));
+    }
+
+    #[test]
+    fn a_ca_that_lost_its_key_is_not_replaced() {
+        let folder = tempfile::tempdir().expect("folder");
+        let pem = authority(folder.path()).certificate_pem().to_owned();
+        std::fs::remove_file(folder.path().join("ca.key")).expect("remove");
+        let error = Authority::load_or_create(folder.path()).expect_err("no key");
+        assert!(matches!(error, AuthorityError::KeyMissing { .. }));
+        let kept = std::fs::read_to_string(folder.path().join("ca.pem")).expect("read");
+        assert_eq!(kept, pem);
+    }
+
+    #[test]
+    fn a_crash_between_the_key_and_the_certificate_is_made_good() {
+        let folder = tempfile::tempdir().expect("folder");
+        authority(folder.path());
+        std::fs::remove_file(folder.path().join("ca.pem")).expect("remove");
+        authority(folder.path());
+    }
+
+    #[test]
+    fn a_broken_file_is_named() {
+        let folder = tempfile::tempdir().expect("folder");
+        authority(folder.path());
+        std::fs::write(folder.path().join("ca.key"), "nonsense").expect("write");
+        let error = Authority::load_or_create(folder.path()).expect_err("broken");
+        assert!(error.to_string().contains("ca.key"), "{error}");
+    }
+
+    #[test]
+    fn the_wildcard_is_renewed_before_it_expires() {
+        let folder = tempfile::tempdir().expect("folder");
+        let provider = Arc::new(aws_lc_rs::default_provider());
+        let leaves = Leaves::new(
+            authority(folder.path()),
+            vec!["*.vm.localhost".to_owned()],
+            provider,
+        )
+        .expect("leaf");
+        let now = SystemTime::now();
+        let der = |at| leaves.at(at).cert[0].clone();
+        let first = der(now);
+        assert_eq!(first, der(now + LEAF_RENEWAL - DAY));
+        let second = der(now + LEAF_RENEWAL + DAY);
+        assert_ne!(first, second);
+        assert_eq!(second, der(now + LEAF_RENEWAL + 2 * DAY));
+        assert!(LEAF_RENEWAL < LEAF_LIFE - CLOCK_SKEW);
+    }
+
+    #[test]
+    fn a_name_that_is_none_is_an_error() {
+        let folder = tempfile::tempdir().expect("folder");
+        let error = authority(folder.path())
+            .server_config("vm.localhost", &["bücher".to_owned()])
+            .expect_err("not ASCII");
+        assert!(matches!(error, AuthorityError::Issue(_)));
+    }
+}

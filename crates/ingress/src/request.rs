@@ -1,0 +1,397 @@
+//! Admission: where a request wants to go, and whether its token lets it. Pure.
+//!
+//! The checks come in AWS's order: host, token, port syntax, port grant. Nothing of a refused
+//! request reaches a MicroVM.
+
+use dormouse_core::{EndpointId, Timestamp, limits};
+use http::request::Parts;
+use http::uri::Authority;
+use http::{HeaderMap, HeaderValue, Method, Version, header};
+
+use crate::headers::{PROXY_AUTH, PROXY_FORCE_H2, PROXY_PORT};
+use crate::refusal::Refusal;
+use crate::token::{Claims, TokenError, TokenKeys};
+use crate::upstream::Protocol;
+
+/// The port of a request that names none.
+const PORT_DEFAULT: u16 = 8080;
+
+/// An admitted request's destination.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Route {
+    pub(crate) endpoint: EndpointId,
+    pub(crate) port: u16,
+    /// The client's host, as it sent it.
+    pub(crate) host: HeaderValue,
+    pub(crate) protocol: Protocol,
+}
+
+/// What admission knows besides the request.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Gate<'a> {
+    /// The domain below which endpoints are, in lower case.
+    pub(crate) suffix: &'a str,
+    /// The name in the TLS handshake. A client that connects by address sends none.
+    pub(crate) sni: Option<&'a str>,
+    pub(crate) keys: &'a TokenKeys,
+    pub(crate) now: Timestamp,
+}
+
+impl Gate<'_> {
+    pub(crate) fn admit(&self, request: &Parts) -> Result<Route, Refusal> {
+        if request.headers.len() > limits::HTTP_HEADERS_MAX {
+            return Err(Refusal::HeadersTooMany);
+        }
+        if request.method == Method::CONNECT {
+            return Err(Refusal::Connect);
+        }
+        if !plainly_framed(&request.headers) {
+            return Err(Refusal::BadBody);
+        }
+        let authority = authority(request)?;
+        let host = normal(authority.host());
+        if self.sni.is_some_and(|sni| normal(sni) != host) {
+            return Err(Refusal::Misdirected);
+        }
+        let claims = self.claims(&request.headers)?;
+        let endpoint = self.endpoint(&host).ok_or(Refusal::AuthFailed)?;
+        if claims.endpoint != endpoint {
+            return Err(Refusal::AuthFailed);
+        }
+        let port = port(&request.headers)?;
+        if !claims.allow(port) {
+            return Err(Refusal::PortDenied);
+        }
+        let host = HeaderValue::from_str(authority.as_str()).map_err(|_| Refusal::BadHost)?;
+        Ok(Route {
+            endpoint,
+            port,
+            host,
+            protocol: protocol(request),
+        })
+    }
+
+    fn claims(&self, headers: &HeaderMap) -> Result<Claims, Refusal> {
+        let token = single(headers, PROXY_AUTH)
+            .ok()
+            .flatten()
+            .and_then(|value| value.to_str().ok())
+            .ok_or(Refusal::AuthMissing)?;
+        self.keys
+            .open(token, self.now)
+            .map_err(|error| match error {
+                TokenError::Malformed => Refusal::AuthMissing,
+                TokenError::UnknownKey | TokenError::Forged | TokenError::Expired => {
+                    Refusal::AuthFailed
+                }
+            })
+    }
+
+    /// The endpoint that `host` names: its first label, where the rest is the suffix.
+    fn endpoint(&self, host: &str) -> Option<EndpointId> {
+        let (label, rest) = host.split_once('.')?;
+        if rest != self.suffix {
+            return None;
+        }
+        EndpointId::parse(label)
+    }
+}
+
+/// The one host that a request names, in its target, in its `Host` or in both.
+fn authority(request: &Parts) -> Result<Authority, Refusal> {
+    let field = single(&request.headers, header::HOST.as_str())
+        .map_err(|Repeated| Refusal::BadHost)?
+        .map(|value| Authority::try_from(value.as_bytes()))
+        .transpose()
+        .map_err(|_| Refusal::BadHost)?;
+    let authority = match (request.uri.authority(), field) {
+        (Some(target), Some(field)) if *target != field => return Err(Refusal::BadHost),
+        (Some(target), _) => target.clone(),
+        (None, Some(field)) => field,
+        (None, None) => return Err(Refusal::BadHost),
+    };
+    // `user@host` is no host, whatever the parser makes of it.
+    if authority.as_str().contains('@') {
+        return Err(Refusal::BadHost);
+    }
+    Ok(authority)
+}
+
+fn port(headers: &HeaderMap) -> Result<u16, Refusal> {
+    let Some(value) = single(headers, PROXY_PORT).map_err(|Repeated| Refusal::BadPort)? else {
+        return Ok(PORT_DEFAULT);
+    };
+    let text = value.to_str().map_err(|_| Refusal::BadPort)?;
+    // `parse` takes a plus sign, too.
+    if !text.bytes().all(|byte| byte.is_ascii_digit()) {
+        return Err(Refusal::BadPort);
+    }
+    match text.parse() {
+        Ok(0) | Err(_) => Err(Refusal::BadPort),
+        Ok(port) => Ok(port),
+    }
+}
+
+/// Whether the body's framing is one that the app will see the same way: `chunked` alone is taken
+/// off on this side, other transfer codings would get lost.
+fn plainly_framed(headers: &HeaderMap) -> bool {
+    match single(headers, header::TRANSFER_ENCODING.as_str()) {
+        Ok(coding) => {
+            coding.is_none_or(|coding| coding.as_bytes().eq_ignore_ascii_case(b"chunked"))
+        }
+        Err(Repeated) => false,
+    }
+}
+
+/// What the app speaks: HTTP/1.1, unless the client says otherwise. gRPC is HTTP/2 on both sides.
+fn protocol(request: &Parts) -> Protocol {
+    let is = |name, test: fn(&[u8]) -> bool| {
+        let value = request.headers.get(name).map(HeaderValue::as_bytes);
+        value.is_some_and(test)
+    };
+    let grpc = request.version == Version::HTTP_2
+        && is(header::CONTENT_TYPE.as_str(), |value| {
+            value.starts_with(b"application/grpc")
+        });
+    let forced = is(PROXY_FORCE_H2, |value| value.eq_ignore_ascii_case(b"true"));
+    if grpc || forced {
+        Protocol::H2c
+    } else {
+        Protocol::Http1
+    }
+}
+
+/// A header that may be there once is there twice.
+struct Repeated;
+
+/// The value of a header that may be there once: a second one could mean another thing to the app.
+fn single<'a>(headers: &'a HeaderMap, name: &str) -> Result<Option<&'a HeaderValue>, Repeated> {
+    let mut values = headers.get_all(name).iter();
+    let value = values.next();
+    if values.next().is_some() {
+        return Err(Repeated);
+    }
+    Ok(value)
+}
+
+/// Host names compare without case and without the dot of a full name.
+fn normal(host: &str) -> String {
+    host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{PortRange, TokenKind};
+    use http::Request;
+
+    const NOW_S: u64 = 1_900_000_000;
+    const SUFFIX: &str = "lambda-microvm.us-east-1.localhost";
+    const OURS: &str = "30d00336-db07-f4f5-79c1-8571c22bef9e";
+    const OTHERS: &str = "11111111-2222-4333-8444-555555555555";
+
+    struct Bench {
+        keys: TokenKeys,
+        _folder: tempfile::TempDir,
+    }
+
+    impl Bench {
+        fn new() -> Self {
+            let folder = tempfile::tempdir().expect("folder");
+            let keys = TokenKeys::load_or_create(&folder.path().join("keys")).expect("keys");
+            Self {
+                keys,
+                _folder: folder,
+            }
+        }
+
+        fn token(&self, endpoint: &str, expires_s: u64) -> String {
+            self.keys.mint(&Claims {
+                endpoint: EndpointId::parse(endpoint).expect("endpoint"),
+                ports: vec![PortRange::single(8080), PortRange::from((9000, 9010))],
+                expires_s,
+                kind: TokenKind::Http,
+            })
+        }
+
+        fn good(&self) -> String {
+            self.token(OURS, NOW_S + 60)
+        }
+
+        fn admit(&self, headers: &[(&str, &str)]) -> Result<Route, Refusal> {
+            self.admit_from(None, "/", headers)
+        }
+
+        fn admit_from(
+            &self,
+            sni: Option<&str>,
+            target: &str,
+            headers: &[(&str, &str)],
+        ) -> Result<Route, Refusal> {
+            let mut request = Request::builder().uri(target);
+            for (name, value) in headers {
+                request = request.header(*name, *value);
+            }
+            let gate = Gate {
+                suffix: SUFFIX,
+                sni,
+                keys: &self.keys,
+                now: Timestamp(NOW_S * 1000),
+            };
+            gate.admit(&request.body(()).expect("request").into_parts().0)
+        }
+    }
+
+    fn host(endpoint: &str) -> String {
+        format!("{endpoint}.{SUFFIX}")
+    }
+
+    #[test]
+    fn a_request_goes_where_its_host_and_its_port_header_say() {
+        let bench = Bench::new();
+        let (ours, token) = (host(OURS), bench.good());
+        let route = bench
+            .admit(&[("host", &ours), (PROXY_AUTH, &token)])
+            .expect("admitted");
+        assert_eq!((route.endpoint.as_str(), route.port), (OURS, 8080));
+        let with_port = format!("{}:9443", ours.to_uppercase());
+        let route = bench
+            .admit(&[
+                ("host", &with_port),
+                (PROXY_AUTH, &token),
+                (PROXY_PORT, "9003"),
+            ])
+            .expect("admitted");
+        assert_eq!((route.endpoint.as_str(), route.port), (OURS, 9003));
+        assert_eq!(route.host, with_port);
+    }
+
+    #[test]
+    fn refusals_come_in_the_order_of_the_checks() {
+        let bench = Bench::new();
+        let (ours, good) = (host(OURS), bench.good());
+        let (foreign, expired) = (bench.token(OTHERS, NOW_S + 60), bench.token(OURS, NOW_S));
+        let bad_port = (PROXY_PORT, "x");
+        let cases: [(&[(&str, &str)], Refusal); 9] = [
+            (&[("host", &ours), bad_port], Refusal::AuthMissing),
+            (
+                &[("host", &ours), (PROXY_AUTH, "not-a-token"), bad_port],
+                Refusal::AuthMissing,
+            ),
+            (
+                &[("host", &ours), (PROXY_AUTH, &good), (PROXY_AUTH, &good)],
+                Refusal::AuthMissing,
+            ),
+            (
+                &[("host", &ours), (PROXY_AUTH, &foreign), bad_port],
+                Refusal::AuthFailed,
+            ),
+            (
+                &[("host", &ours), (PROXY_AUTH, &expired)],
+                Refusal::AuthFailed,
+            ),
+            (
+                &[("host", &host(OTHERS)), (PROXY_AUTH, &good)],
+                Refusal::AuthFailed,
+            ),
+            (
+                &[("host", &host("www")), (PROXY_AUTH, &good)],
+                Refusal::AuthFailed,
+            ),
+            (
+                &[("host", &ours), (PROXY_AUTH, &good), bad_port],
+                Refusal::BadPort,
+            ),
+            (
+                &[("host", &ours), (PROXY_AUTH, &good), (PROXY_PORT, "22")],
+                Refusal::PortDenied,
+            ),
+        ];
+        for (headers, refusal) in cases {
+            assert_eq!(bench.admit(headers), Err(refusal), "{headers:?}");
+        }
+    }
+
+    #[test]
+    fn a_port_is_a_number_of_tcp_and_there_is_one() {
+        let bench = Bench::new();
+        let (ours, token) = (host(OURS), bench.good());
+        for bad in [
+            "",
+            "0",
+            "65536",
+            "-1",
+            "+8080",
+            "8080.0",
+            "80 80",
+            "0x1f90",
+            "9999999999",
+        ] {
+            let refused = bench.admit(&[("host", &ours), (PROXY_AUTH, &token), (PROXY_PORT, bad)]);
+            assert_eq!(refused, Err(Refusal::BadPort), "{bad:?}");
+        }
+        let refused = bench.admit(&[
+            ("host", &ours),
+            (PROXY_AUTH, &token),
+            (PROXY_PORT, "8080"),
+            (PROXY_PORT, "9000"),
+        ]);
+        assert_eq!(refused, Err(Refusal::BadPort));
+    }
+
+    #[test]
+    fn a_request_has_exactly_one_host() {
+        let bench = Bench::new();
+        let (ours, token) = (host(OURS), bench.good());
+        let auth = (PROXY_AUTH, token.as_str());
+        let target = format!("https://{ours}/path");
+        for headers in [
+            &[auth][..],
+            &[auth, ("host", &ours), ("host", &ours)],
+            &[auth, ("host", "")],
+            &[auth, ("host", "a b")],
+            &[auth, ("host", &format!("user@{ours}"))],
+        ] {
+            assert_eq!(bench.admit(headers), Err(Refusal::BadHost), "{headers:?}");
+        }
+        let both = [auth, ("host", &host(OTHERS))];
+        let refused = bench.admit_from(None, &target, &both);
+        assert_eq!(refused, Err(Refusal::BadHost));
+        assert!(bench.admit_from(None, &target, &[auth]).is_ok());
+        assert!(
+            bench
+                .admit_from(None, &target, &[auth, ("host", &ours)])
+                .is_ok()
+        );
+    }
+
+    #[test]
+    fn the_handshake_and_the_request_name_the_same_host() {
+        let bench = Bench::new();
+        let (ours, token) = (host(OURS), bench.good());
+        let headers = [("host", ours.as_str()), (PROXY_AUTH, &token)];
+        let admit = |sni: &str| bench.admit_from(Some(sni), "/", &headers).map(|_| ());
+        assert_eq!(admit(&ours), Ok(()));
+        assert_eq!(admit(&ours.to_uppercase()), Ok(()));
+        assert_eq!(admit(&host(OTHERS)), Err(Refusal::Misdirected));
+        assert_eq!(admit(SUFFIX), Err(Refusal::Misdirected));
+    }
+
+    #[test]
+    fn grpc_over_http2_and_whoever_asks_get_http2_to_the_app() {
+        let bench = Bench::new();
+        let (ours, token) = (host(OURS), bench.good());
+        let base = [("host", ours.as_str()), (PROXY_AUTH, token.as_str())];
+        let protocol = |more: (&str, &str)| {
+            let headers = [&base[..], &[more]].concat();
+            bench.admit(&headers).expect("admitted").protocol
+        };
+        assert_eq!(protocol((PROXY_FORCE_H2, "true")), Protocol::H2c);
+        assert_eq!(protocol((PROXY_FORCE_H2, "false")), Protocol::Http1);
+        // Over HTTP/1.1 there is no gRPC.
+        assert_eq!(
+            protocol(("content-type", "application/grpc")),
+            Protocol::Http1
+        );
+    }
+}

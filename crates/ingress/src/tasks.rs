@@ -1,0 +1,52 @@
+//! The tasks of one listener: counted, so that a graceful stop can wait for them, and ended
+//! together when the wait is over.
+
+use std::future::Future;
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+/// Spawns the tasks of one listener; clones share them.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Tasks {
+    tracker: TaskTracker,
+    kill: CancellationToken,
+}
+
+impl Tasks {
+    /// Runs `task` until it ends or [`Tasks::finish`] ends it.
+    pub(crate) fn spawn<F>(&self, task: F)
+    where
+        F: Future + Send + 'static,
+        F::Output: Send + 'static,
+    {
+        let kill = self.kill.clone();
+        self.tracker.spawn(async move {
+            kill.run_until_cancelled_owned(task).await;
+        });
+    }
+
+    /// Waits for the tasks to end by themselves, then ends those that still run.
+    pub(crate) async fn finish(self, patience: Duration) {
+        self.tracker.close();
+        if tokio::time::timeout(patience, self.tracker.wait())
+            .await
+            .is_err()
+        {
+            tracing::info!(tasks = self.tracker.len(), "cutting off what is in flight");
+            self.kill.cancel();
+            self.tracker.wait().await;
+        }
+    }
+}
+
+impl<F> hyper::rt::Executor<F> for Tasks
+where
+    F: Future + Send + 'static,
+    F::Output: Send + 'static,
+{
+    fn execute(&self, task: F) {
+        self.spawn(task);
+    }
+}

@@ -1,0 +1,545 @@
+//! Endpoint tokens: JWE in compact form, `dir` with `A256GCM`, opaque to clients as on AWS.
+//!
+//! A token says which endpoint it opens, which ports and until when. It needs no store: the key
+//! alone tells a true token from a false one. All tokens with few ports have the same length, so
+//! that the length says nothing about the grant.
+
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD as BASE64;
+use dormouse_core::{EndpointId, Timestamp};
+use secrecy::zeroize::{Zeroize, Zeroizing};
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::file;
+
+/// Claims are padded to a multiple of this; one such block makes a token of 760 characters, the
+/// length of a token of AWS.
+const CLAIMS_BLOCK_BYTES: usize = 464;
+/// Longest token that is worth looking at, in characters.
+const TOKEN_LENGTH_MAX: usize = 16 << 10;
+const KEY_BYTES: usize = 32;
+const TAG_BYTES: usize = 16;
+
+/// What a token grants.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Claims {
+    /// The one endpoint that the token opens.
+    pub endpoint: EndpointId,
+    /// The ports that it opens there.
+    pub ports: Vec<PortRange>,
+    /// The second of the Unix epoch from which on it opens nothing.
+    #[serde(rename = "exp")]
+    pub expires_s: u64,
+    /// What it may be used for.
+    pub kind: TokenKind,
+}
+
+impl Claims {
+    /// Whether the grant covers `port`.
+    #[must_use]
+    pub fn allow(&self, port: u16) -> bool {
+        self.ports.iter().any(|range| range.contains(port))
+    }
+}
+
+/// What a token may be used for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TokenKind {
+    /// Requests to the app.
+    Http,
+}
+
+/// Ports from `first` to `last`, both included.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "(u16, u16)", into = "(u16, u16)")]
+pub struct PortRange {
+    /// The lowest port.
+    pub first: u16,
+    /// The highest port.
+    pub last: u16,
+}
+
+impl PortRange {
+    /// Every port there is.
+    pub const ALL: Self = Self {
+        first: 1,
+        last: u16::MAX,
+    };
+
+    /// One port.
+    #[must_use]
+    pub fn single(port: u16) -> Self {
+        Self {
+            first: port,
+            last: port,
+        }
+    }
+
+    /// Whether `port` lies in the range.
+    #[must_use]
+    pub fn contains(self, port: u16) -> bool {
+        (self.first..=self.last).contains(&port)
+    }
+}
+
+impl From<(u16, u16)> for PortRange {
+    fn from((first, last): (u16, u16)) -> Self {
+        Self { first, last }
+    }
+}
+
+impl From<PortRange> for (u16, u16) {
+    fn from(range: PortRange) -> Self {
+        (range.first, range.last)
+    }
+}
+
+/// Why a token opens nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum TokenError {
+    /// Not a JWE of the one form that Dormouse makes.
+    #[error("the token is malformed")]
+    Malformed,
+    /// Made with a key that is not among ours.
+    #[error("the token's key is unknown")]
+    UnknownKey,
+    /// Made or changed by someone who does not have the key.
+    #[error("the token does not authenticate")]
+    Forged,
+    /// Was good once.
+    #[error("the token has expired")]
+    Expired,
+}
+
+/// Why the key file gives no keys.
+#[derive(Debug, thiserror::Error)]
+pub enum TokenKeysError {
+    /// The file cannot be read.
+    #[error("token keys cannot be read from {path}")]
+    Read {
+        /// The key file.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// The file cannot be written.
+    #[error("token keys cannot be written to {path}")]
+    Write {
+        /// The key file.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// The file is there but is no JWK set of at least one `A256GCM` key with a UUID for its `kid`.
+    #[error("{path} holds no usable token keys")]
+    Malformed {
+        /// The key file.
+        path: PathBuf,
+    },
+}
+
+/// The protected header, in AWS's order of fields. Anything more (`zip`, `crit`) is refused.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Header {
+    kid: Uuid,
+    alg: String,
+    enc: String,
+}
+
+const ALG: &str = "dir";
+const ENC: &str = "A256GCM";
+
+/// The key file: a JWK set (RFC 7517), newest key first.
+#[derive(Serialize, Deserialize)]
+struct JwkSet {
+    keys: Vec<Jwk>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Jwk {
+    kty: String,
+    kid: Uuid,
+    alg: String,
+    k: String,
+}
+
+impl Drop for Jwk {
+    fn drop(&mut self) {
+        self.k.zeroize();
+    }
+}
+
+/// The keys that make and open tokens. The first of the file makes; all of them open, so that a
+/// key put before the others takes over without a token being refused.
+pub struct TokenKeys {
+    keys: Vec<(Uuid, LessSafeKey)>,
+}
+
+impl TokenKeys {
+    /// Reads the keys at `path`, or makes one and writes it there, readable by its owner only.
+    pub fn load_or_create(path: &Path) -> Result<Self, TokenKeysError> {
+        let read = file::read(path).map_err(|source| TokenKeysError::Read {
+            path: path.to_owned(),
+            source,
+        })?;
+        let text = match read {
+            Some(text) => Zeroizing::new(text),
+            None => create(path)?,
+        };
+        Self::parse(&text).ok_or_else(|| TokenKeysError::Malformed {
+            path: path.to_owned(),
+        })
+    }
+
+    /// Reads a JWK set; `None` unless every key in it is usable and there is at least one.
+    fn parse(text: &str) -> Option<Self> {
+        let set: JwkSet = serde_json::from_str(text).ok()?;
+        let keys: Option<Vec<_>> = set.keys.iter().map(usable_key).collect();
+        keys.filter(|keys| !keys.is_empty())
+            .map(|keys| Self { keys })
+    }
+
+    /// Makes a token that grants `claims`.
+    #[must_use]
+    pub fn mint(&self, claims: &Claims) -> String {
+        let (kid, key) = &self.keys[0];
+        let header = Header {
+            kid: *kid,
+            alg: ALG.to_owned(),
+            enc: ENC.to_owned(),
+        };
+        let protected = BASE64.encode(json(&header));
+        let mut nonce = [0; NONCE_LEN];
+        random(&mut nonce);
+        let mut sealed = json(claims);
+        // White space after the document is not part of it: a parser skips the padding.
+        sealed.resize(sealed.len().next_multiple_of(CLAIMS_BLOCK_BYTES), b' ');
+        key.seal_in_place_append_tag(
+            Nonce::assume_unique_for_key(nonce),
+            Aad::from(protected.as_bytes()),
+            &mut sealed,
+        )
+        .expect("a few kilobytes are within what AES-GCM can seal");
+        let (ciphertext, tag) = sealed.split_at(sealed.len() - TAG_BYTES);
+        format!(
+            "{protected}..{}.{}.{}",
+            BASE64.encode(nonce),
+            BASE64.encode(ciphertext),
+            BASE64.encode(tag)
+        )
+    }
+
+    /// What `token` grants at the moment `now`.
+    pub fn open(&self, token: &str, now: Timestamp) -> Result<Claims, TokenError> {
+        let jwe = Jwe::parse(token).ok_or(TokenError::Malformed)?;
+        let (_, key) = self
+            .keys
+            .iter()
+            .find(|(kid, _)| *kid == jwe.kid)
+            .ok_or(TokenError::UnknownKey)?;
+        let mut sealed = jwe.sealed;
+        let plaintext = key
+            .open_in_place(
+                Nonce::assume_unique_for_key(jwe.nonce),
+                Aad::from(jwe.protected.as_bytes()),
+                &mut sealed,
+            )
+            .map_err(|_| TokenError::Forged)?;
+        let claims: Claims =
+            serde_json::from_slice(plaintext).map_err(|_| TokenError::Malformed)?;
+        if now.0 >= claims.expires_s.saturating_mul(1000) {
+            return Err(TokenError::Expired);
+        }
+        Ok(claims)
+    }
+}
+
+impl fmt::Debug for TokenKeys {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let kids = self.keys.iter().map(|(kid, _)| kid);
+        f.debug_set().entries(kids).finish()
+    }
+}
+
+/// A token taken apart, nothing in it believed yet.
+struct Jwe<'a> {
+    protected: &'a str,
+    kid: Uuid,
+    nonce: [u8; NONCE_LEN],
+    /// Ciphertext and tag.
+    sealed: Vec<u8>,
+}
+
+impl<'a> Jwe<'a> {
+    fn parse(token: &'a str) -> Option<Self> {
+        if token.len() > TOKEN_LENGTH_MAX {
+            return None;
+        }
+        let mut segments = token.split('.');
+        let mut next = || segments.next();
+        let (protected, key, nonce, ciphertext, tag) =
+            (next()?, next()?, next()?, next()?, next()?);
+        // `dir` has no encrypted key.
+        if !key.is_empty() || next().is_some() {
+            return None;
+        }
+        let header: Header = serde_json::from_slice(&BASE64.decode(protected).ok()?).ok()?;
+        if header.alg != ALG || header.enc != ENC {
+            return None;
+        }
+        let mut sealed = BASE64.decode(ciphertext).ok()?;
+        let tag = BASE64.decode(tag).ok()?;
+        if tag.len() != TAG_BYTES {
+            return None;
+        }
+        sealed.extend_from_slice(&tag);
+        Some(Self {
+            protected,
+            kid: header.kid,
+            nonce: BASE64.decode(nonce).ok()?.try_into().ok()?,
+            sealed,
+        })
+    }
+}
+
+fn create(path: &Path) -> Result<Zeroizing<String>, TokenKeysError> {
+    let mut secret = Zeroizing::new([0; KEY_BYTES]);
+    random(secret.as_mut_slice());
+    let set = JwkSet {
+        keys: vec![Jwk {
+            kty: "oct".to_owned(),
+            kid: Uuid::new_v4(),
+            alg: ENC.to_owned(),
+            k: BASE64.encode(*secret),
+        }],
+    };
+    let text = Zeroizing::new(
+        serde_json::to_string_pretty(&set).expect("a JWK set of strings always serializes"),
+    );
+    file::replace(path, 0o600, text.as_bytes()).map_err(|source| TokenKeysError::Write {
+        path: path.to_owned(),
+        source,
+    })?;
+    Ok(text)
+}
+
+fn usable_key(jwk: &Jwk) -> Option<(Uuid, LessSafeKey)> {
+    let secret = Zeroizing::new(BASE64.decode(&jwk.k).ok()?);
+    let usable = jwk.kty == "oct" && jwk.alg == ENC;
+    let key = UnboundKey::new(&AES_256_GCM, &secret).ok()?;
+    usable.then(|| (jwk.kid, LessSafeKey::new(key)))
+}
+
+fn json(value: &impl Serialize) -> Vec<u8> {
+    serde_json::to_vec(value).expect("a struct of strings and numbers always serializes")
+}
+
+fn random(bytes: &mut [u8]) {
+    aws_lc_rs::rand::fill(bytes).expect("the system's source of randomness does not fail");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const NOW: Timestamp = Timestamp(1_900_000_000_000);
+    const ENDPOINT: &str = "30d00336-db07-f4f5-79c1-8571c22bef9e";
+    /// 00 01 02 … 1f, as a JWK set.
+    const KNOWN_KEY: &str = r#"{"keys":[{"kty":"oct","kid":"3c5bb6a1-0bd0-4b1c-9d6e-1f2a3b4c5d6e",
+        "alg":"A256GCM","k":"AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8"}]}"#;
+    /// Made with that key by joserfc, a JOSE library for Python.
+    const FOREIGN: &str = "eyJraWQiOiIzYzViYjZhMS0wYmQwLTRiMWMtOWQ2ZS0xZjJhM2I0YzVkNmUiLCJhbGciOiJkaXIiLCJlbmMiOiJBMjU2R0NNIn0..uX04TGHYWZCpy0zX.y_D0wyMF5xwJb-oN8r_1nh5hUbZiNAUtXpqbvBxUF2PvWLwbrwpdezOIZ1FC6ik2SR1vvSycrl9-W_aDjlh-xOzJqrSWVLvy4gvI9l2PUIfY7PMfvXBWHXZCaVCntdFM2R3NSLpL88MXUNq1Hf_Qs8XrVkJJAgSmjwC6wjUW.lmgc5qeQELSOba_vXMmHEw";
+
+    fn known_keys() -> TokenKeys {
+        TokenKeys::parse(KNOWN_KEY).expect("keys")
+    }
+
+    fn claims(ports: &[PortRange]) -> Claims {
+        Claims {
+            endpoint: EndpointId::parse(ENDPOINT).expect("endpoint"),
+            ports: ports.to_vec(),
+            expires_s: 2_000_000_000,
+            kind: TokenKind::Http,
+        }
+    }
+
+    /// The token with one segment replaced.
+    fn with_segment(token: &str, index: usize, segment: &str) -> String {
+        let mut segments: Vec<&str> = token.split('.').collect();
+        segments[index] = segment;
+        segments.join(".")
+    }
+
+    #[test]
+    fn a_token_of_another_jose_library_opens() {
+        let ports = [PortRange::single(8080), PortRange::from((9000, 9999))];
+        assert_eq!(known_keys().open(FOREIGN, NOW), Ok(claims(&ports)));
+    }
+
+    #[test]
+    fn a_token_has_the_shape_and_length_of_one_of_aws() {
+        let keys = known_keys();
+        let many: Vec<_> = (1..=20)
+            .map(|n| PortRange::from((n * 100, n * 100 + 9)))
+            .collect();
+        for grant in [&[PortRange::ALL][..], &[PortRange::single(1)], &many] {
+            let token = keys.mint(&claims(grant));
+            let lengths: Vec<usize> = token.split('.').map(str::len).collect();
+            assert_eq!(lengths, [99, 0, 16, 619, 22]);
+            assert_eq!(keys.open(&token, NOW), Ok(claims(grant)));
+        }
+        let header = BASE64
+            .decode(&keys.mint(&claims(&[]))[..99])
+            .expect("header");
+        assert_eq!(
+            String::from_utf8(header).expect("text"),
+            r#"{"kid":"3c5bb6a1-0bd0-4b1c-9d6e-1f2a3b4c5d6e","alg":"dir","enc":"A256GCM"}"#
+        );
+    }
+
+    #[test]
+    fn two_tokens_of_one_grant_differ() {
+        let keys = known_keys();
+        assert_ne!(keys.mint(&claims(&[])), keys.mint(&claims(&[])));
+    }
+
+    #[test]
+    fn a_token_opens_nothing_from_its_last_second_on() {
+        let keys = known_keys();
+        let token = keys.mint(&claims(&[]));
+        let at = |ms| keys.open(&token, Timestamp(ms)).map(|_| ());
+        assert_eq!(at(1_999_999_999_999), Ok(()));
+        assert_eq!(at(2_000_000_000_000), Err(TokenError::Expired));
+        assert_eq!(at(u64::MAX), Err(TokenError::Expired));
+    }
+
+    #[test]
+    fn a_changed_token_is_forged() {
+        let keys = known_keys();
+        let token = keys.mint(&claims(&[PortRange::single(1)]));
+        let other = keys.mint(&claims(&[PortRange::ALL]));
+        let segment = |index: usize| other.split('.').nth(index).expect("segment");
+        for index in [2, 3, 4] {
+            let mixed = with_segment(&token, index, segment(index));
+            assert_eq!(keys.open(&mixed, NOW), Err(TokenError::Forged), "{index}");
+        }
+        // The same header with other white space: it decodes alike, and authenticates differently.
+        let header = BASE64.decode(&token[..99]).expect("header");
+        let spaced = String::from_utf8(header).expect("text").replace(':', ": ");
+        let respelled = with_segment(&token, 0, &BASE64.encode(spaced));
+        assert_eq!(keys.open(&respelled, NOW), Err(TokenError::Forged));
+    }
+
+    #[test]
+    fn only_the_one_form_of_jwe_is_looked_at() {
+        let keys = known_keys();
+        let token = keys.mint(&claims(&[]));
+        let kid = "3c5bb6a1-0bd0-4b1c-9d6e-1f2a3b4c5d6e";
+        let header = |text: String| with_segment(&token, 0, &BASE64.encode(text));
+        let malformed = [
+            String::new(),
+            "not-a-token".to_owned(),
+            "....".to_owned(),
+            format!("{token}."),
+            format!("{token}="),
+            with_segment(&token, 1, "AAAA"),
+            with_segment(&token, 2, "AAAA"),
+            with_segment(&token, 4, "AAAA"),
+            header(format!(r#"{{"kid":"{kid}","alg":"none","enc":"A256GCM"}}"#)),
+            header(format!(r#"{{"kid":"{kid}","alg":"dir","enc":"A128GCM"}}"#)),
+            header(format!(
+                r#"{{"kid":"{kid}","alg":"dir","enc":"A256GCM","zip":"DEF"}}"#
+            )),
+            header(r#"{"alg":"dir","enc":"A256GCM"}"#.to_owned()),
+            format!("{token}{}", "A".repeat(TOKEN_LENGTH_MAX)),
+        ];
+        for token in malformed {
+            assert_eq!(
+                keys.open(&token, NOW),
+                Err(TokenError::Malformed),
+                "{token}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_new_key_takes_over_and_the_old_one_still_opens() {
+        let folder = tempfile::tempdir().expect("folder");
+        let fresh = |name: &str| {
+            let path = folder.path().join(name);
+            TokenKeys::load_or_create(&path).expect("keys");
+            std::fs::read_to_string(path).expect("key file")
+        };
+        let set = |text: &str| serde_json::from_str::<JwkSet>(text).expect("set").keys;
+        let (old, new) = (fresh("old"), fresh("new"));
+        let mut both = set(&new);
+        both.extend(set(&old));
+        let both = serde_json::to_string(&JwkSet { keys: both }).expect("json");
+        let [old, new, both] = [old, new, both].map(|text| TokenKeys::parse(&text).expect("keys"));
+        let grant = claims(&[PortRange::ALL]);
+        assert_eq!(both.open(&old.mint(&grant), NOW), Ok(grant.clone()));
+        assert_eq!(new.open(&both.mint(&grant), NOW), Ok(grant.clone()));
+        assert_eq!(
+            old.open(&both.mint(&grant), NOW),
+            Err(TokenError::UnknownKey)
+        );
+    }
+
+    #[test]
+    fn keys_survive_a_restart_and_are_private() {
+        use std::os::unix::fs::PermissionsExt;
+        let folder = tempfile::tempdir().expect("folder");
+        let path = folder.path().join("keys/tokens.json");
+        let token = TokenKeys::load_or_create(&path)
+            .expect("keys")
+            .mint(&claims(&[]));
+        let again = TokenKeys::load_or_create(&path).expect("keys");
+        assert_eq!(again.open(&token, NOW), Ok(claims(&[])));
+        let mode = std::fs::metadata(&path).expect("file").permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        let set: JwkSet =
+            serde_json::from_str(&std::fs::read_to_string(&path).expect("read")).expect("set");
+        assert!(!format!("{again:?}").contains(&set.keys[0].k));
+    }
+
+    #[test]
+    fn an_unusable_key_file_is_an_error_and_stays_as_it_is() {
+        let folder = tempfile::tempdir().expect("folder");
+        let path = folder.path().join("tokens.json");
+        for text in ["", "{}", r#"{"keys":[]}"#, &KNOWN_KEY.replace("AAEC", "")] {
+            std::fs::write(&path, text).expect("write");
+            let error = TokenKeys::load_or_create(&path).expect_err("unusable");
+            assert!(matches!(error, TokenKeysError::Malformed { .. }), "{text}");
+            assert_eq!(std::fs::read_to_string(&path).expect("read"), text);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_bytes_come_they_open_nothing(text in "(\\PC|[.A-Za-z0-9_-]){0,200}") {
+            prop_assert!(known_keys().open(&text, NOW).is_err());
+        }
+
+        #[test]
+        fn no_single_change_goes_unnoticed(position in 0..760_usize, character in "[.A-Za-z0-9_=-]") {
+            let keys = known_keys();
+            let token = keys.mint(&claims(&[PortRange::ALL]));
+            let mut changed = token.clone();
+            changed.replace_range(position..=position, &character);
+            prop_assume!(changed != token);
+            prop_assert!(keys.open(&changed, NOW).is_err());
+        }
+    }
+}

@@ -1,0 +1,87 @@
+//! A tunnel through which an answer still comes after the app has stopped listening.
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use crate::Stream;
+
+/// An app may answer early and hang up on the rest of a request. Writing then fails while the
+/// answer waits to be read, and an HTTP client that sees the failure never reads it. So what the app
+/// does not take is dropped here, and reading alone tells how the exchange ended.
+pub(crate) struct Tunnel {
+    stream: Box<dyn Stream>,
+    /// Writing has failed.
+    deaf: bool,
+}
+
+impl Tunnel {
+    pub(crate) fn new(stream: Box<dyn Stream>) -> Self {
+        Self {
+            stream,
+            deaf: false,
+        }
+    }
+
+    /// Runs one step of writing; from the first failure on there is only success, namely `taken`.
+    fn write<T>(
+        &mut self,
+        taken: T,
+        step: impl FnOnce(Pin<&mut dyn Stream>) -> Poll<io::Result<T>>,
+    ) -> Poll<io::Result<T>> {
+        if self.deaf {
+            return Poll::Ready(Ok(taken));
+        }
+        match step(Pin::new(&mut *self.stream)) {
+            Poll::Ready(Err(error)) => {
+                tracing::debug!(%error, "the app takes no more of a request");
+                self.deaf = true;
+                Poll::Ready(Ok(taken))
+            }
+            other => other,
+        }
+    }
+}
+
+impl AsyncRead for Tunnel {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut *self.stream).poll_read(context, buffer)
+    }
+}
+
+impl AsyncWrite for Tunnel {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.write(bytes.len(), |stream| stream.poll_write(context, bytes))
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let length = slices.iter().map(|slice| slice.len()).sum();
+        self.write(length, |stream| stream.poll_write_vectored(context, slices))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.write((), |stream| stream.poll_flush(context))
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.write((), |stream| stream.poll_shutdown(context))
+    }
+}

@@ -1,0 +1,323 @@
+//! Clients that mean harm: ambiguous framing, floods, silence.
+
+use std::time::{Duration, Instant};
+
+use http::Request;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::task::JoinSet;
+
+use crate::client::{
+    BOTH, Client, Http, connect, head, host, raw, raw_exchange, read_to_close, request, text, whole,
+};
+use crate::fixture::{App, ENDPOINT, Fixture, OTHER_ENDPOINT, SUFFIX, soon, until};
+use http::header::HeaderValue;
+
+/// Sends a request whose framing is ambiguous, with a second one hidden in its body; the app answers
+/// whatever it gets. Returns the answer and what reached the app.
+async fn smuggle(fixture: &Fixture, request: &str) -> (String, Vec<String>) {
+    let mut apps = JoinSet::new();
+    let exchange = raw_exchange(fixture, request);
+    tokio::pin!(exchange);
+    let answer = loop {
+        tokio::select! {
+            answer = exchange.as_mut() => break answer,
+            app = fixture.app() => apps.spawn(answer_anything(app)),
+        };
+    };
+    (answer, apps.join_all().await)
+}
+
+/// Answers without a look at the request. Returns all of it, once the proxy has closed the tunnel.
+async fn answer_anything(mut app: App) -> String {
+    let head = app.head().await;
+    let words = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n";
+    app.stream.write_all(words).await.expect("write");
+    let rest = app.rest().await.expect("rest");
+    head + &String::from_utf8(rest).expect("text")
+}
+
+#[tokio::test]
+async fn ambiguous_framing_is_refused() {
+    let fixture = Fixture::new().await;
+    let head = head(&fixture, "POST /");
+    for framing in [
+        "content-length: 5\r\ncontent-length: 6\r\n\r\nhello!",
+        "content-length: +5\r\n\r\nhello",
+        "content-length: 5, 5\r\n\r\nhello",
+        "content-length: -1\r\n\r\n",
+        "content-length: 99999999999999999999\r\n\r\n",
+        "transfer-encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
+        "transfer-encoding: chunked, chunked\r\n\r\n0\r\n\r\n",
+        "transfer-encoding: chunked\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
+        "transfer-encoding: xchunked\r\n\r\n0\r\n\r\n",
+        "transfer-encoding: chunked, identity\r\n\r\n0\r\n\r\n",
+        "transfer-encoding: identity\r\ntransfer-encoding: chunked, gzip\r\n\r\n0\r\n\r\n",
+        "content-length : 5\r\n\r\nhello",
+        " content-length: 5\r\n\r\nhello",
+        "x: 1\n\r: 2\r\n\r\n",
+        "x: \0\r\n\r\n",
+    ] {
+        let (answer, seen) = smuggle(&fixture, &format!("{head}{framing}")).await;
+        assert!(answer.starts_with("HTTP/1.1 400 "), "{framing:?}: {answer}");
+        assert!(seen.is_empty(), "{framing:?}: {seen:?}");
+    }
+    let old = head.replace("HTTP/1.1", "HTTP/1.0") + "transfer-encoding: chunked\r\n\r\n0\r\n\r\n";
+    let (answer, seen) = smuggle(&fixture, &old).await;
+    assert!(answer.contains(" 400 "), "{answer}");
+    assert!(seen.is_empty(), "{seen:?}");
+}
+
+#[tokio::test]
+async fn two_framings_mean_one_thing_and_end_the_connection() {
+    let fixture = Fixture::new().await;
+    for framing in [
+        "content-length: 5\r\ntransfer-encoding: chunked\r\n\r\n",
+        "transfer-encoding: chunked\r\ncontent-length: 5\r\n\r\n",
+    ] {
+        // Read by its length, the first request would end in the second.
+        let (first, second) = (head(&fixture, "POST /"), head(&fixture, "GET /hidden"));
+        let request = format!("{first}{framing}0\r\n\r\n{second}\r\n");
+        let (answer, seen) = smuggle(&fixture, &request).await;
+        assert_eq!(answer.matches("HTTP/1.1 200 OK").count(), 1, "{answer}");
+        assert_eq!(seen.len(), 1, "{seen:?}");
+        assert!(!seen[0].contains("content-length"), "{seen:?}");
+        assert!(seen[0].ends_with("\r\n\r\n0\r\n\r\n"), "{seen:?}");
+    }
+}
+
+#[tokio::test]
+async fn bad_chunks_never_end_a_request() {
+    let fixture = Fixture::new().await;
+    for chunks in [
+        "5\r\nhelloX\r\n0\r\n\r\n",
+        "zz\r\nhello\r\n0\r\n\r\n",
+        "-5\r\nhello\r\n0\r\n\r\n",
+        "0x5\r\nhello\r\n0\r\n\r\n",
+        "fffffffffffffffff\r\nhello\r\n0\r\n\r\n",
+        "5\nhello\r\n0\r\n\r\n",
+    ] {
+        let mut stream = raw(&fixture).await;
+        let request = format!(
+            "{}transfer-encoding: chunked\r\n\r\n{chunks}",
+            head(&fixture, "POST /")
+        );
+        stream.write_all(request.as_bytes()).await.expect("write");
+        let mut app = fixture.app().await;
+        let body = app.rest().await.expect("closed");
+        assert!(
+            !body.ends_with(b"0\r\n\r\n"),
+            "{chunks:?}: {:?}",
+            String::from_utf8_lossy(&body)
+        );
+        let answer = read_to_close(&mut stream).await;
+        assert!(answer.starts_with("HTTP/1.1 400 "), "{chunks:?}: {answer}");
+    }
+    until(|| fixture.live() == 0).await;
+}
+
+#[tokio::test]
+async fn what_follows_a_request_is_not_part_of_it() {
+    let fixture = Fixture::new().await;
+    // A second request without a token, right behind the first one's body.
+    let request = format!(
+        "{}content-length: 5\r\n\r\nhelloGET /hidden HTTP/1.1\r\nhost: {}\r\nconnection: close\r\n\r\n",
+        head(&fixture, "POST /"),
+        host(ENDPOINT)
+    );
+    let (answer, seen) = smuggle(&fixture, &request).await;
+    assert!(answer.starts_with("HTTP/1.1 200 OK"), "{answer}");
+    assert!(
+        answer.ends_with("Request missing authentication"),
+        "{answer}"
+    );
+    assert_eq!(seen.len(), 1);
+    assert!(seen[0].ends_with("\r\n\r\nhello"), "{seen:?}");
+}
+
+#[tokio::test]
+async fn a_head_of_100_mb_is_refused_at_its_first_kilobytes() {
+    let fixture = Fixture::new().await;
+    let total = 100 << 20;
+    for line in [
+        format!("x: {}\r\n", "a".repeat(1000)),
+        "x: 1\r\n".to_owned(),
+        "a".repeat(1000),
+    ] {
+        let stream = raw(&fixture).await;
+        let (mut reader, mut writer) = tokio::io::split(stream);
+        let head = head(&fixture, "GET /");
+        let flood = async move {
+            let mut sent = 0;
+            if writer.write_all(head.as_bytes()).await.is_err() {
+                return sent;
+            }
+            while sent < total && writer.write_all(line.as_bytes()).await.is_ok() {
+                sent += line.len();
+            }
+            sent
+        };
+        let answer = async {
+            let mut answer = Vec::new();
+            let mut buffer = [0; 1024];
+            while let Ok(length @ 1..) = reader.read(&mut buffer).await {
+                answer.extend_from_slice(&buffer[..length]);
+            }
+            String::from_utf8(answer).expect("text")
+        };
+        let (sent, answer) = soon(async { tokio::join!(flood, answer) }).await;
+        assert!(sent < 16 << 20, "{sent} bytes were taken");
+        // The reset may overtake the answer, as the client never stops writing.
+        assert!(
+            answer.is_empty() || answer.starts_with("HTTP/1.1 431 "),
+            "{answer}"
+        );
+    }
+    assert_eq!(fixture.opens(), 0);
+}
+
+#[tokio::test]
+async fn a_head_beyond_the_limit_is_answered_with_431() {
+    let fixture = Fixture::new().await;
+    for headers in [
+        "x: 1\r\n".repeat(200),
+        format!("x: {}\r\n", "a".repeat(70_000)),
+    ] {
+        let answer = raw_exchange(&fixture, &(head(&fixture, "GET /") + &headers + "\r\n")).await;
+        assert!(answer.starts_with("HTTP/1.1 431 "), "{answer}");
+    }
+    for (name, count, length) in [("count", 200, 1), ("size", 1, 70_000)] {
+        let mut client = Client::new(&fixture, Http::Two).await;
+        let mut bomb = request(&fixture, "GET", "/")
+            .body(whole(""))
+            .expect("request");
+        for _ in 0..count {
+            let value = HeaderValue::from_str(&"a".repeat(length)).expect("value");
+            bomb.headers_mut().append("x", value);
+        }
+        let response = client.send(bomb).await.expect("response");
+        assert_eq!(response.status(), 431, "{name}");
+    }
+    assert_eq!(fixture.opens(), 0);
+}
+
+#[tokio::test]
+async fn a_head_within_the_limit_passes() {
+    let fixture = Fixture::new().await;
+    let request = head(&fixture, "GET /") + &format!("x: {}\r\n", "a".repeat(60_000));
+    let (answer, seen) = smuggle(&fixture, &(request + "connection: close\r\n\r\n")).await;
+    assert!(answer.starts_with("HTTP/1.1 200 OK"), "{answer}");
+    assert!(seen[0].len() > 60_000);
+}
+
+#[tokio::test]
+async fn an_http2_connection_serves_one_host_only() {
+    let fixture = Fixture::new().await;
+    for http in BOTH {
+        let mut client = Client::new(&fixture, http).await;
+        let other = Request::builder()
+            .uri(format!("https://{}/", host(OTHER_ENDPOINT)))
+            .header("x-aws-proxy-auth", fixture.token_for(OTHER_ENDPOINT, 60))
+            .body(whole(""))
+            .expect("request");
+        let response = client.send(other).await.expect("response");
+        assert_eq!(response.status(), 421);
+        assert_eq!(text(response).await, "Misdirected request");
+    }
+    assert_eq!(fixture.opens(), 0);
+}
+
+#[tokio::test]
+async fn a_client_that_connects_by_address_is_told_apart_by_its_host_header() {
+    let fixture = Fixture::new().await;
+    let mut stream = connect(&fixture, "127.0.0.1", "http/1.1").await;
+    let request = head(&fixture, "GET /") + "x-aws-proxy-port: 22\r\nconnection: close\r\n\r\n";
+    stream.write_all(request.as_bytes()).await.expect("write");
+    let answer = read_to_close(&mut stream).await;
+    assert!(answer.ends_with("Access to port denied"), "{answer}");
+}
+
+#[tokio::test]
+async fn connect_is_not_offered() {
+    let fixture = Fixture::new().await;
+    let request =
+        head(&fixture, &format!("CONNECT {}:443", host(ENDPOINT))) + "connection: close\r\n\r\n";
+    let answer = raw_exchange(&fixture, &request).await;
+    assert!(answer.starts_with("HTTP/1.1 405 "), "{answer}");
+    assert_eq!(fixture.opens(), 0);
+}
+
+#[tokio::test]
+async fn silence_is_not_waited_out() {
+    let brief = Duration::from_millis(200);
+    let fixture = Fixture::with(|config| {
+        config.head_timeout = brief;
+        config.handshake_timeout = brief;
+    })
+    .await;
+    let begin = Instant::now();
+    // No handshake, no request, half a request, and no HTTP/2 preface.
+    let mut tcp = TcpStream::connect(fixture.address).await.expect("connect");
+    assert_eq!(soon(tcp.read(&mut [0; 1])).await.expect("closed"), 0);
+    let mut mute = raw(&fixture).await;
+    assert_eq!(read_to_close(&mut mute).await, "");
+    let mut half = raw(&fixture).await;
+    half.write_all(b"GET / HTTP/1.1\r\nhost: ")
+        .await
+        .expect("write");
+    let answer = read_to_close(&mut half).await;
+    assert!(
+        answer.is_empty() || answer.starts_with("HTTP/1.1 408 "),
+        "{answer}"
+    );
+    let mut h2 = connect(&fixture, &host(ENDPOINT), "h2").await;
+    let mut greeting = Vec::new();
+    drop(soon(h2.read_to_end(&mut greeting)).await);
+    assert!(begin.elapsed() >= 4 * brief);
+}
+
+#[tokio::test]
+async fn a_slow_answer_is_no_silence() {
+    let brief = Duration::from_millis(100);
+    let fixture = Fixture::with(|config| config.head_timeout = brief).await;
+    for http in BOTH {
+        let mut client = Client::new(&fixture, http).await;
+        let request = request(&fixture, "GET", "/")
+            .body(whole(""))
+            .expect("request");
+        let app = async {
+            let mut app = fixture.app().await;
+            app.head().await;
+            tokio::time::sleep(3 * brief).await;
+            let words = b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nslow";
+            app.stream.write_all(words).await.expect("write");
+        };
+        let (response, ()) = tokio::join!(client.send(request), app);
+        assert_eq!(text(response.expect("response")).await, "slow");
+    }
+}
+
+#[tokio::test]
+async fn connections_beyond_the_limit_wait_for_a_place() {
+    let fixture = Fixture::with(|config| config.connections_max = 2).await;
+    let first = raw(&fixture).await;
+    let _second = raw(&fixture).await;
+    let third = raw(&fixture);
+    tokio::pin!(third);
+    let early = tokio::time::timeout(Duration::from_millis(200), third.as_mut()).await;
+    assert!(early.is_err(), "a third connection was served");
+    drop(first);
+    soon(third).await;
+}
+
+#[tokio::test]
+async fn tls_1_3_and_a_good_certificate_are_what_is_served() {
+    let fixture = Fixture::new().await;
+    let stream = connect(&fixture, SUFFIX, "h2").await;
+    let session = stream.get_ref().1;
+    assert_eq!(
+        session.protocol_version(),
+        Some(rustls::ProtocolVersion::TLSv1_3)
+    );
+    assert_eq!(session.alpn_protocol(), Some(&b"h2"[..]));
+}

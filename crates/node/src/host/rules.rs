@@ -1,0 +1,294 @@
+//! The text of both packet filters: inside each slot, and on the host as a second wall.
+//!
+//! What a guest may do, by the inside rules: ask [`guest::DNS_ADDR`] for names, answer connections that
+//! the host opened, and open connections to addresses that are not [`BLOCKED`]. Connections to those are
+//! reset, so that programs fail fast; all else is dropped. No ICMP says so, for the kernel limits its rate
+//! for all slots together. The host's rules block the same again, and the host's own addresses too,
+//! before any other rule of the host can rewrite a destination.
+
+use super::cidr::Cidr;
+use super::plumbing::{TAP, UPLINK};
+use dormouse_core::{guest, limits};
+use std::fmt::Write;
+
+/// What no guest reaches, on any host. The documentation ranges (TEST-NET) are not in it: test networks
+/// use them as if they were public.
+pub(crate) const BLOCKED: [Cidr; 10] = [
+    Cidr::literal([0, 0, 0, 0], 8),      // this network
+    Cidr::literal([10, 0, 0, 0], 8),     // private
+    Cidr::literal([100, 64, 0, 0], 10),  // carrier-grade NAT
+    Cidr::literal([127, 0, 0, 0], 8),    // loopback
+    Cidr::literal([169, 254, 0, 0], 16), // link-local, with the metadata services of clouds
+    Cidr::literal([172, 16, 0, 0], 12),  // private
+    Cidr::literal([192, 168, 0, 0], 16), // private
+    Cidr::literal([198, 18, 0, 0], 15),  // benchmarks: the links of other slots
+    Cidr::literal([224, 0, 0, 0], 4),    // multicast
+    Cidr::literal([240, 0, 0, 0], 4),    // reserved and broadcast
+];
+
+/// Which destinations are blocked, and which are let through all the same.
+#[derive(Debug, Clone)]
+pub(crate) struct Policy {
+    blocked: Vec<Cidr>,
+    allowed: Vec<Cidr>,
+}
+
+impl Policy {
+    /// The constant ranges, the slots' own network and what the configuration adds.
+    pub(crate) fn new(network: Cidr, block: Vec<Cidr>, allowed: Vec<Cidr>) -> Self {
+        let mut blocked = BLOCKED.to_vec();
+        blocked.push(network);
+        blocked.extend(block);
+        blocked.sort_unstable();
+        blocked.dedup();
+        Self { blocked, allowed }
+    }
+
+    /// The sets that both rule texts refer to.
+    fn sets(&self) -> String {
+        let mut text = String::new();
+        for (name, ranges) in [("allowed", &self.allowed), ("blocked", &self.blocked)] {
+            let _ = writeln!(text, "  set {name} {{");
+            let _ = writeln!(text, "    type ipv4_addr; flags interval; auto-merge");
+            // nft takes an empty set, but no empty list of elements.
+            if !ranges.is_empty() {
+                let ranges: Vec<String> = ranges.iter().map(Cidr::to_string).collect();
+                let _ = writeln!(text, "    elements = {{ {} }}", ranges.join(", "));
+            }
+            let _ = writeln!(text, "  }}");
+        }
+        text
+    }
+
+    /// The rules inside a slot, the same in every slot. Loading them again replaces them at once.
+    pub(crate) fn slot_rules(&self) -> String {
+        format!(
+            r#"add table netdev dormouse
+delete table netdev dormouse
+table netdev dormouse {{
+  chain guest {{
+    type filter hook ingress device "{TAP}" priority filter; policy drop;
+    ether saddr != {mac} drop
+    ether type ip ip saddr {guest} accept
+    arp htype 1 arp ptype ip arp hlen 6 arp plen 4 arp saddr ether {mac} arp saddr ip {guest} accept
+  }}
+}}
+add table inet dormouse
+delete table inet dormouse
+table inet dormouse {{
+{sets}  chain input {{
+    type filter hook input priority filter; policy drop;
+    ct state invalid drop
+    iifname "{TAP}" ct state established,related accept
+    iifname "{TAP}" ip daddr {dns} meta l4proto {{ tcp, udp }} th dport 53 accept
+  }}
+  chain forward {{
+    type filter hook forward priority filter; policy drop;
+    ct state invalid drop
+    ct state established,related accept
+    iifname "{TAP}" oifname "{UPLINK}" goto outbound
+  }}
+  chain outbound {{
+    ip daddr @allowed goto open
+    ip daddr @blocked goto refuse
+    goto open
+  }}
+  chain refuse {{
+    meta l4proto tcp reject with tcp reset
+    drop
+  }}
+  chain open {{
+    ct state new ct count over {connections} drop
+    accept
+  }}
+  chain postrouting {{
+    type nat hook postrouting priority srcnat; policy accept;
+    oifname "{UPLINK}" masquerade
+  }}
+}}
+"#,
+            mac = guest::GUEST_MAC,
+            guest = guest::GUEST_ADDR,
+            dns = guest::DNS_ADDR,
+            sets = self.sets(),
+            connections = limits::SLOT_CONNECTIONS_MAX,
+        )
+    }
+
+    /// The host's rules for the slots of one owner. Loading them again replaces them at once.
+    pub(crate) fn host_rules(&self, owner: &str) -> String {
+        let table = host_table(owner);
+        format!(
+            r#"add table inet {table}
+delete table inet {table}
+table inet {table} {{
+{sets}  chain prerouting {{
+    type filter hook prerouting priority raw; policy accept;
+    iifname != "dm{owner}-*" accept
+    meta nfproto != ipv4 drop
+    fib saddr . iif oif missing drop
+    fib daddr type != unicast drop
+    ip daddr @allowed accept
+    ip daddr @blocked drop
+  }}
+  chain input {{
+    type filter hook input priority filter; policy accept;
+    iifname "dm{owner}-*" drop
+  }}
+  chain forward {{
+    type filter hook forward priority filter; policy accept;
+    iifname "dm{owner}-*" oifname "dm{owner}-*" drop
+    oifname "dm{owner}-*" ct state != {{ established, related }} drop
+    iifname "dm{owner}-*" tcp flags & (syn | rst) == syn tcp option maxseg size set rt mtu
+    oifname "dm{owner}-*" tcp flags & (syn | rst) == syn tcp option maxseg size set rt mtu
+  }}
+  chain postrouting {{
+    type nat hook postrouting priority srcnat; policy accept;
+    iifname "dm{owner}-*" masquerade
+  }}
+}}
+"#,
+            sets = self.sets(),
+        )
+    }
+}
+
+/// Name of the host's table for an owner's slots.
+pub(crate) fn host_table(owner: &str) -> String {
+    format!("dormouse_{owner}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use expect_test::expect;
+
+    fn policy() -> Policy {
+        let network = Cidr::literal([198, 18, 0, 0], 15);
+        Policy::new(network, vec![Cidr::literal([203, 0, 113, 8], 29)], vec![])
+    }
+
+    #[test]
+    fn rules_inside_a_slot() {
+        expect![[r#"
+            add table netdev dormouse
+            delete table netdev dormouse
+            table netdev dormouse {
+              chain guest {
+                type filter hook ingress device "tap0" priority filter; policy drop;
+                ether saddr != 02:d0:e0:00:00:02 drop
+                ether type ip ip saddr 10.0.0.2 accept
+                arp htype 1 arp ptype ip arp hlen 6 arp plen 4 arp saddr ether 02:d0:e0:00:00:02 arp saddr ip 10.0.0.2 accept
+              }
+            }
+            add table inet dormouse
+            delete table inet dormouse
+            table inet dormouse {
+              set allowed {
+                type ipv4_addr; flags interval; auto-merge
+              }
+              set blocked {
+                type ipv4_addr; flags interval; auto-merge
+                elements = { 0.0.0.0/8, 10.0.0.0/8, 100.64.0.0/10, 127.0.0.0/8, 169.254.0.0/16, 172.16.0.0/12, 192.168.0.0/16, 198.18.0.0/15, 203.0.113.8/29, 224.0.0.0/4, 240.0.0.0/4 }
+              }
+              chain input {
+                type filter hook input priority filter; policy drop;
+                ct state invalid drop
+                iifname "tap0" ct state established,related accept
+                iifname "tap0" ip daddr 169.254.53.53 meta l4proto { tcp, udp } th dport 53 accept
+              }
+              chain forward {
+                type filter hook forward priority filter; policy drop;
+                ct state invalid drop
+                ct state established,related accept
+                iifname "tap0" oifname "uplink" goto outbound
+              }
+              chain outbound {
+                ip daddr @allowed goto open
+                ip daddr @blocked goto refuse
+                goto open
+              }
+              chain refuse {
+                meta l4proto tcp reject with tcp reset
+                drop
+              }
+              chain open {
+                ct state new ct count over 4096 drop
+                accept
+              }
+              chain postrouting {
+                type nat hook postrouting priority srcnat; policy accept;
+                oifname "uplink" masquerade
+              }
+            }
+        "#]].assert_eq(&policy().slot_rules());
+    }
+
+    #[test]
+    fn rules_on_the_host() {
+        expect![[r#"
+            add table inet dormouse_a1
+            delete table inet dormouse_a1
+            table inet dormouse_a1 {
+              set allowed {
+                type ipv4_addr; flags interval; auto-merge
+              }
+              set blocked {
+                type ipv4_addr; flags interval; auto-merge
+                elements = { 0.0.0.0/8, 10.0.0.0/8, 100.64.0.0/10, 127.0.0.0/8, 169.254.0.0/16, 172.16.0.0/12, 192.168.0.0/16, 198.18.0.0/15, 203.0.113.8/29, 224.0.0.0/4, 240.0.0.0/4 }
+              }
+              chain prerouting {
+                type filter hook prerouting priority raw; policy accept;
+                iifname != "dma1-*" accept
+                meta nfproto != ipv4 drop
+                fib saddr . iif oif missing drop
+                fib daddr type != unicast drop
+                ip daddr @allowed accept
+                ip daddr @blocked drop
+              }
+              chain input {
+                type filter hook input priority filter; policy accept;
+                iifname "dma1-*" drop
+              }
+              chain forward {
+                type filter hook forward priority filter; policy accept;
+                iifname "dma1-*" oifname "dma1-*" drop
+                oifname "dma1-*" ct state != { established, related } drop
+                iifname "dma1-*" tcp flags & (syn | rst) == syn tcp option maxseg size set rt mtu
+                oifname "dma1-*" tcp flags & (syn | rst) == syn tcp option maxseg size set rt mtu
+              }
+              chain postrouting {
+                type nat hook postrouting priority srcnat; policy accept;
+                iifname "dma1-*" masquerade
+              }
+            }
+        "#]].assert_eq(&policy().host_rules("a1"));
+    }
+
+    #[test]
+    fn allowed_ranges_go_before_blocked_ones() {
+        let policy = Policy::new(
+            Cidr::literal([198, 18, 0, 0], 15),
+            vec![],
+            vec![Cidr::literal([10, 1, 2, 0], 24)],
+        );
+        let rules = policy.slot_rules();
+        assert!(rules.contains("elements = { 10.1.2.0/24 }"), "{rules}");
+        let allowed = rules.find("ip daddr @allowed").unwrap();
+        assert!(
+            allowed < rules.find("ip daddr @blocked").unwrap(),
+            "{rules}"
+        );
+    }
+
+    #[test]
+    fn documentation_ranges_are_not_blocked() {
+        for range in ["192.0.2.0/24", "198.51.100.0/24", "203.0.113.0/24"] {
+            let range: Cidr = range.parse().unwrap();
+            assert!(
+                BLOCKED.iter().all(|blocked| !blocked.overlaps(range)),
+                "{range}"
+            );
+        }
+    }
+}
