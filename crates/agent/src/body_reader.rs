@@ -2,7 +2,7 @@
 
 use bytes::{Buf, Bytes};
 use http_body_util::BodyExt;
-use hyper::body::{Body, Incoming};
+use hyper::body::Incoming;
 use std::io::{self, Read};
 use std::time::Duration;
 use tokio::sync::mpsc;
@@ -42,7 +42,10 @@ pub(crate) fn channel() -> (Feeder, BodyReader) {
 }
 
 impl Feeder {
-    /// Passes the body on until it ends, breaks, or the reader is dropped.
+    /// Passes the body on until it ends or breaks.
+    ///
+    /// When the reader is dropped the rest is read for nothing: a host that is still sending would
+    /// find its connection reset and never see why.
     pub(crate) async fn feed(self, mut body: Incoming) {
         loop {
             let piece = match tokio::time::timeout(IDLE_TIMEOUT, body.frame()).await {
@@ -57,7 +60,9 @@ impl Feeder {
                 Err(_elapsed) => Piece::Broken(io::ErrorKind::TimedOut.into()),
             };
             let is_last = !matches!(piece, Piece::Data(_));
-            if self.0.send(piece).await.is_err() || is_last {
+            // A dropped reader has failed already, and says so itself.
+            let _ = self.0.send(piece).await;
+            if is_last {
                 return;
             }
         }

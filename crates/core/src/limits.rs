@@ -105,6 +105,25 @@ pub const STOP_TIMEOUT: Duration = Duration::from_secs(30);
 /// A terminated MicroVM stays visible this long.
 pub const TERMINATED_RETENTION: Duration = Duration::from_secs(24 * 3600);
 
+/// QEMU opens its control socket within this, or something is wrong.
+pub const VMM_START_TIMEOUT: Duration = Duration::from_secs(30);
+/// A VMM answers any command within this, unless it hangs.
+pub const VMM_COMMAND_TIMEOUT: Duration = Duration::from_secs(30);
+/// A device state is written or loaded within this; it is small.
+pub const VMM_STATE_TIMEOUT: Duration = Duration::from_secs(60);
+/// A killed VMM is gone within this, unless the host's kernel is stuck.
+pub const VMM_KILL_TIMEOUT: Duration = Duration::from_secs(10);
+/// The guest that proves KVM must have booted by then; under nested virtualization it takes a third of it.
+pub const PROBE_TIMEOUT: Duration = Duration::from_secs(45);
+/// Longest line that QEMU's control socket may send, in bytes: the console ring, escaped, fits.
+pub const QMP_LINE_BYTES_MAX: u64 = 1 << 20;
+/// Bytes of a guest's console output that are kept; a power of two.
+pub const CONSOLE_BYTES: u32 = 64 << 10;
+/// Largest device state, in bytes; a machine's is some 10 KiB.
+pub const DEVICE_STATE_BYTES_MAX: u64 = 16 << 20;
+/// Largest file that goes into the initramfs, in bytes.
+pub const INITRAMFS_FILE_BYTES_MAX: u64 = 256 << 20;
+
 /// A plain request to the agent must be answered within this.
 pub const AGENT_REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 /// Largest answer of the agent to a plain request, in bytes.

@@ -1,4 +1,15 @@
 //! One host's MicroVMs: machines, snapshots, network slots, a driver task per VM and image builds.
 
+pub mod boot;
+pub mod build;
+pub mod clock;
+pub mod disk;
+pub mod driver;
+pub mod gate;
+pub mod guest;
 pub mod host;
+pub mod layout;
+pub mod lifecycle;
+pub mod node;
+pub mod snapshot;
 pub mod vmm;

@@ -1,2 +1,24 @@
-//! Placeholder.
-fn main() {}
+//! `dormouse`: the daemon and its command line.
+
+mod api;
+mod app;
+mod assets;
+mod builds;
+mod cli;
+mod config;
+mod daemon;
+mod doctor;
+mod http;
+mod keys;
+mod objects;
+mod s3;
+mod serve;
+mod telemetry;
+mod upstreams;
+
+use clap::Parser;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    cli::run(&cli::Cli::parse())
+}

@@ -3,8 +3,15 @@
 //! A machine comes with its network: a backend that needs a slot acquires it on the way up and gives it
 //! back when the machine ends. The driver sees only a folder of files, a process and a way to the agent.
 //!
-//! Two backends stand behind it, held to one contract (`contract.rs`): [`qemu`] and [`fake`].
+//! Two backends stand behind it, held to one contract (`tests/vmm_contract`): [`qemu`] and [`fake`].
 
+pub mod fake;
+pub mod initramfs;
+pub mod probe;
+pub mod qemu;
+mod qmp;
+
+use crate::host::slot::SlotError;
 use async_trait::async_trait;
 use std::fmt::Debug;
 use std::path::{Path, PathBuf};
@@ -177,8 +184,8 @@ pub enum VmmError {
         problem: String,
     },
     /// No network slot could be made.
-    #[error("network slot: {0}")]
-    Network(String),
+    #[error("network slot")]
+    Network(#[from] SlotError),
 }
 
 impl VmmError {
@@ -199,4 +206,10 @@ impl VmmError {
             _ => false,
         }
     }
+}
+
+/// Cuts words of a VMM to a length that suits a log line.
+fn cut(words: &str) -> String {
+    const MAX: usize = 1000;
+    words.chars().take(MAX).collect()
 }

@@ -1,0 +1,361 @@
+//! The driver of one MicroVM: the only task that changes its state.
+//!
+//! It takes one input at a time (a command, the outcome of an effect, a timer, the end of the machine),
+//! lets [`microvm::step`] decide, persists the decision, shows it at the gate and starts the effect. An
+//! effect runs beside the loop, so that a terminate never waits behind it: the effect is dropped and the
+//! teardown cleans up what it left.
+
+use crate::clock;
+use crate::gate::{Gate, Phase};
+use crate::guest::Guest;
+use crate::lifecycle::{Host, Setback};
+use crate::vmm::{ExitReason, Instance};
+use dormouse_core::microvm::{self, Denied, Effect, Event, Record, State};
+use dormouse_store::{Store, StoreError, Versioned};
+use futures_util::future::{BoxFuture, pending};
+use std::error::Error;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
+
+/// A wish put to a driver, and where the answer goes.
+#[derive(Debug)]
+pub struct Command {
+    /// The wish.
+    pub event: Event,
+    /// Answered once the wish is persisted or refused.
+    pub reply: oneshot::Sender<Result<(), CommandError>>,
+}
+
+/// Why a wish was not granted.
+#[derive(Debug, thiserror::Error)]
+pub enum CommandError {
+    /// The state does not allow it.
+    #[error(transparent)]
+    Denied(#[from] Denied),
+    /// It could not be persisted; nothing has changed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The MicroVM's driver is gone: the daemon is stopping.
+    #[error("daemon is stopping")]
+    Stopping,
+}
+
+/// What the driver works with.
+#[derive(Debug)]
+pub struct Means {
+    /// Launches, suspends, resumes.
+    pub host: Host,
+    /// Where records are kept.
+    pub store: Store,
+    /// Bounds the transitions under way at once.
+    pub transitions: Semaphore,
+    /// Ends drivers when the daemon stops; MicroVMs run on.
+    pub stop: CancellationToken,
+}
+
+/// The driver of one MicroVM.
+pub struct Driver {
+    means: Arc<Means>,
+    gate: Arc<Gate>,
+    row: Versioned<Record>,
+    machine: Option<Arc<dyn Instance>>,
+    inbox: mpsc::Receiver<Command>,
+    work: Option<BoxFuture<'static, Outcome>>,
+    exit: Option<BoxFuture<'static, String>>,
+}
+
+impl std::fmt::Debug for Driver {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Driver").field("record", &self.row.value).finish_non_exhaustive()
+    }
+}
+
+/// What an effect came to: the event to take next, and the machine that now runs.
+struct Outcome {
+    event: Event,
+    machine: Option<Arc<dyn Instance>>,
+}
+
+enum Input {
+    Command(Command),
+    Outcome(Outcome),
+    Happened(Event),
+    Recheck,
+    Stop,
+}
+
+impl Driver {
+    /// A driver for a stored MicroVM; [`Driver::run`] does the rest.
+    #[must_use]
+    pub fn new(
+        means: Arc<Means>,
+        gate: Arc<Gate>,
+        row: Versioned<Record>,
+        inbox: mpsc::Receiver<Command>,
+    ) -> Self {
+        Self { means, gate, row, machine: None, inbox, work: None, exit: None }
+    }
+
+    /// Picks up where the record stands and drives the MicroVM to its end.
+    pub async fn run(mut self) {
+        self.recover().await;
+        while self.row.value.state != State::Terminated {
+            match self.next_input().await {
+                Input::Command(command) => self.obey(command).await,
+                Input::Outcome(outcome) => {
+                    self.work = None;
+                    if outcome.machine.is_some() {
+                        self.machine = outcome.machine;
+                    }
+                    self.happen(outcome.event).await;
+                }
+                Input::Happened(event) => self.happen(event).await,
+                Input::Recheck => {}
+                Input::Stop => return,
+            }
+        }
+    }
+
+    /// After a restart: finds the machine again, or owns up that it is gone.
+    async fn recover(&mut self) {
+        let state = self.row.value.state;
+        if matches!(state, State::Running | State::Suspending) {
+            match self.means.host.adopt(&self.row.value).await {
+                Ok(machine) => self.machine = machine,
+                Err(error) => self.warn("machine was not adopted", &error),
+            }
+            if self.machine.is_none() && !self.kept_whole() {
+                let reason = "MicroVM's machine is gone.".to_owned();
+                return self.happen(Event::InstanceExited(reason)).await;
+            }
+        }
+        self.show();
+        self.start(microvm::effect_of(state));
+    }
+
+    fn kept_whole(&self) -> bool {
+        let dir = self.means.host.layout.vm(&self.row.value.id);
+        self.row.value.state == State::Suspending && dir.suspended().exists()
+    }
+
+    async fn next_input(&mut self) -> Input {
+        let (delay, due) = self.timer();
+        let at_rest = self.work.is_none();
+        tokio::select! {
+            biased;
+            outcome = optional(self.work.as_mut()) => Input::Outcome(outcome),
+            () = self.means.stop.cancelled(), if at_rest => Input::Stop,
+            Some(command) = self.inbox.recv() => Input::Command(command),
+            reason = optional(self.exit.as_mut()) => {
+                self.exit = None;
+                Input::Happened(Event::InstanceExited(reason))
+            }
+            () = sleep(delay) => due.map_or(Input::Recheck, Input::Happened),
+        }
+    }
+
+    /// How long to sleep, and what is then due; idleness is checked at the gate first.
+    fn timer(&self) -> (Duration, Option<Event>) {
+        // Wall clocks jump: no sleep is longer than this without a new look.
+        const LOOK_AGAIN: Duration = Duration::from_secs(30);
+        let now = clock::now();
+        let record = &self.row.value;
+        let last_activity = self.gate.last_activity(now);
+        match microvm::next_deadline(record, last_activity) {
+            None => (LOOK_AGAIN, None),
+            Some((at, _)) if at > now => (at.since(now).min(LOOK_AGAIN), None),
+            Some((_, Event::IdleDue)) => {
+                let idle = record.idle_policy.map_or(Duration::MAX, |policy| {
+                    Duration::from_secs(policy.max_idle_s)
+                });
+                let closed = self.gate.close_if_idle(idle);
+                (Duration::from_millis(1), closed.then_some(Event::IdleDue))
+            }
+            Some((_, event)) => (Duration::ZERO, Some(event)),
+        }
+    }
+
+    async fn obey(&mut self, command: Command) {
+        let answer = self.try_event(command.event).await;
+        // The caller may have given up waiting; its wish stands.
+        let _ = command.reply.send(answer);
+    }
+
+    async fn try_event(&mut self, event: Event) -> Result<(), CommandError> {
+        let step = microvm::step(&self.row.value, event, clock::now())?;
+        if step.record == self.row.value {
+            return Ok(());
+        }
+        self.row = self.means.store.update(&self.row, step.record).await?;
+        let record = &self.row.value;
+        let reason = record.state_reason.as_deref();
+        tracing::info!(microvm = %record.id, state = record.state.wire_name(), reason, "microvm");
+        self.show();
+        self.start(step.effect);
+        Ok(())
+    }
+
+    /// Takes an event that is a fact: it is recorded, however long the store refuses.
+    async fn happen(&mut self, event: Event) {
+        while let Err(error) = self.try_event(event.clone()).await {
+            match error {
+                CommandError::Denied(_) | CommandError::Stopping => return,
+                CommandError::Store(error) => self.warn("record was not stored; trying again", &error),
+            }
+            sleep(Duration::from_secs(1)).await;
+        }
+    }
+
+    /// Shows the state at the gate and watches over a machine that runs.
+    fn show(&mut self) {
+        self.exit = None;
+        let phase = match (self.row.value.state, &self.machine) {
+            (State::Running, Some(machine)) => {
+                self.exit = Some(Box::pin(watch(Arc::clone(machine))));
+                Phase::Open(Arc::clone(machine))
+            }
+            (State::Suspended, _) => Phase::Asleep {
+                auto_resume: self.row.value.idle_policy.is_none_or(|policy| policy.auto_resume),
+            },
+            (State::Terminating | State::Terminated, _) => Phase::Ended,
+            _ => Phase::Hold,
+        };
+        self.gate.set(phase);
+    }
+
+    fn start(&mut self, effect: Option<Effect>) {
+        let Some(effect) = effect else { return };
+        let machine = match effect {
+            Effect::Suspend | Effect::Teardown => self.machine.take(),
+            Effect::Launch | Effect::Resume => None,
+        };
+        self.exit = None;
+        let means = Arc::clone(&self.means);
+        let gate = Arc::clone(&self.gate);
+        let record = self.row.value.clone();
+        self.work = Some(Box::pin(async move {
+            match effect {
+                Effect::Launch => launch(&means, &record).await,
+                Effect::Suspend => suspend(&means, &record, machine, &gate).await,
+                Effect::Resume => resume(&means, &record).await,
+                Effect::Teardown => teardown(&means, &record, machine).await,
+            }
+        }));
+    }
+
+    fn warn(&self, what: &str, error: &dyn Error) {
+        tracing::warn!(microvm = %self.row.value.id, error = chain(error), "{what}");
+    }
+}
+
+async fn launch(means: &Means, record: &Record) -> Outcome {
+    let _turn = means.transitions.acquire().await;
+    match means.host.launch(record).await {
+        Ok(machine) => Outcome { event: Event::Launched, machine: Some(machine) },
+        Err(error) => {
+            let reason = failed("launch", record, &error);
+            Outcome { event: Event::LaunchFailed(reason), machine: None }
+        }
+    }
+}
+
+async fn suspend(
+    means: &Means,
+    record: &Record,
+    machine: Option<Arc<dyn Instance>>,
+    gate: &Gate,
+) -> Outcome {
+    let _turn = means.transitions.acquire().await;
+    match means.host.suspend(record, machine.as_deref(), gate).await {
+        Ok(()) => Outcome { event: Event::Suspended, machine: None },
+        Err(Setback::Unharmed(error)) => {
+            let reason = failed("suspend", record, &error);
+            Outcome { event: Event::SuspendFailed(reason), machine }
+        }
+        Err(Setback::Lost(error)) => {
+            let reason = failed("suspend", record, &error);
+            Outcome { event: Event::InstanceExited(reason), machine: None }
+        }
+    }
+}
+
+async fn resume(means: &Means, record: &Record) -> Outcome {
+    let _turn = means.transitions.acquire().await;
+    match means.host.resume(record).await {
+        Ok(machine) => Outcome { event: Event::Resumed, machine: Some(machine) },
+        Err(Setback::Unharmed(error)) => {
+            let reason = failed("resume", record, &error);
+            Outcome { event: Event::ResumeFailed(reason), machine: None }
+        }
+        Err(Setback::Lost(error)) => {
+            let reason = failed("resume", record, &error);
+            Outcome { event: Event::InstanceExited(reason), machine: None }
+        }
+    }
+}
+
+async fn teardown(
+    means: &Means,
+    record: &Record,
+    machine: Option<Arc<dyn Instance>>,
+) -> Outcome {
+    let mut machine = machine;
+    while let Err(error) = means.host.teardown(record, machine.take().as_deref()).await {
+        tracing::error!(microvm = %record.id, error = chain(&error), "teardown failed; trying again");
+        sleep(Duration::from_secs(1)).await;
+    }
+    Outcome { event: Event::TornDown, machine: None }
+}
+
+/// Logs a failed transition where it is handled and makes its state reason.
+fn failed(what: &str, record: &Record, error: &dyn Error) -> String {
+    let why = chain(error);
+    tracing::error!(microvm = %record.id, error = why, "{what} failed");
+    format!("MicroVM {what} failed: {why}")
+}
+
+/// An error and its causes on one line.
+pub fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let next = error.to_string();
+        if !text.ends_with(&next) {
+            text = format!("{text}: {next}");
+        }
+        cause = error.source();
+    }
+    text
+}
+
+/// Waits until the app or the machine ends by itself, and says how.
+async fn watch(machine: Arc<dyn Instance>) -> String {
+    let app = async {
+        loop {
+            match Guest::new(&*machine).wait_app().await {
+                Ok(status) => match status.exit {
+                    Some(exit) => return microvm::reason_app_exited(exit.code),
+                    None => sleep(Duration::from_secs(1)).await,
+                },
+                Err(_) => sleep(Duration::from_secs(1)).await,
+            }
+        }
+    };
+    tokio::select! {
+        reason = machine.exited() => match reason {
+            ExitReason::PoweredOff => "MicroVM powered itself off.".to_owned(),
+            ExitReason::Crashed(what) => format!("MicroVM's machine ended: {what}"),
+        },
+        reason = app => reason,
+    }
+}
+
+async fn optional<T>(future: Option<&mut BoxFuture<'static, T>>) -> T {
+    match future {
+        Some(future) => future.await,
+        None => pending().await,
+    }
+}

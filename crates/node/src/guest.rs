@@ -1,0 +1,376 @@
+//! Client of the guest agent: one short HTTP/1.1 exchange per request over a fresh connection.
+//!
+//! Every answer is hostile until proven otherwise: heads and bodies are bounded, and each request has a
+//! time limit. Connections are never kept: a snapshot would freeze them half open.
+
+use crate::vmm::{Instance, Stream, VmmError};
+use bytes::Bytes;
+use dormouse_core::guest::{
+    AGENT_PORT, AgentError, AppStatus, COPY_SPEC, CopySpec, Exit, FRAME_HEADER_LEN,
+    FRAME_PAYLOAD_MAX, FrameKind, GENERATION, Hello, LOG_NEXT, ProcessSpec, ThawSpec,
+};
+use dormouse_core::limits;
+use http::{Method, Request, Response, StatusCode};
+use http_body_util::{BodyExt, Full, Limited, StreamBody, combinators::BoxBody};
+use hyper::body::{Body, Frame, Incoming};
+use hyper_util::rt::TokioIo;
+use serde::de::DeserializeOwned;
+use std::time::Duration;
+use tokio::time::{Instant, sleep, timeout};
+use tokio_util::io::ReaderStream;
+
+/// Why the agent could not do what was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum GuestError {
+    /// No connection to the agent.
+    #[error("connect to guest agent")]
+    Connect(#[source] VmmError),
+    /// The exchange broke off.
+    #[error("{request} to guest agent")]
+    Http {
+        /// What was asked.
+        request: &'static str,
+        /// How it broke.
+        #[source]
+        source: hyper::Error,
+    },
+    /// The agent did not answer in time.
+    #[error("{0} to guest agent timed out")]
+    TimedOut(&'static str),
+    /// The agent answered with a refusal.
+    #[error("{message}")]
+    Refused {
+        /// HTTP status.
+        status: StatusCode,
+        /// The agent's words.
+        message: String,
+    },
+    /// The agent's answer makes no sense.
+    #[error("{request} to guest agent: {problem}")]
+    Nonsense {
+        /// What was asked.
+        request: &'static str,
+        /// What is wrong with the answer.
+        problem: String,
+    },
+    /// The snapshot's agent speaks another generation of the protocol.
+    #[error("guest agent speaks protocol generation {found}, this daemon speaks {GENERATION}")]
+    Generation {
+        /// The agent's generation.
+        found: u32,
+    },
+}
+
+/// A part of what a process in the guest printed.
+#[derive(Debug)]
+pub enum Output {
+    /// Bytes of standard output.
+    Stdout(Vec<u8>),
+    /// Bytes of standard error.
+    Stderr(Vec<u8>),
+}
+
+/// The agent of one machine.
+#[derive(Debug, Clone, Copy)]
+pub struct Guest<'a> {
+    machine: &'a dyn Instance,
+}
+
+type RequestBody = BoxBody<Bytes, std::io::Error>;
+
+impl<'a> Guest<'a> {
+    /// Speaks to the agent of `machine`.
+    #[must_use]
+    pub fn new(machine: &'a dyn Instance) -> Self {
+        Self { machine }
+    }
+
+    /// Asks until the agent answers, `limit` at most: a machine that boots has no agent yet, and the first
+    /// packets to one just restored may be lost.
+    pub async fn hello(&self, limit: Duration) -> Result<Hello, GuestError> {
+        const ATTEMPT: Duration = Duration::from_millis(500);
+        let deadline = Instant::now() + limit;
+        loop {
+            let attempt = self.json::<Hello>("hello", get("/v1/hello"), ATTEMPT).await;
+            match attempt {
+                Ok(hello) if hello.generation != GENERATION => {
+                    return Err(GuestError::Generation { found: hello.generation });
+                }
+                Ok(hello) => return Ok(hello),
+                Err(error) if Instant::now() >= deadline => return Err(error),
+                Err(_) => sleep(Duration::from_millis(10)).await,
+            }
+        }
+    }
+
+    /// Starts the app.
+    pub async fn start_app(&self, spec: &ProcessSpec) -> Result<AppStatus, GuestError> {
+        let request = post("/v1/app/start", json_body(spec));
+        self.json("start of app", request, limits::AGENT_REQUEST_TIMEOUT).await
+    }
+
+    /// What the app is doing.
+    pub async fn app(&self) -> Result<AppStatus, GuestError> {
+        self.json("status of app", get("/v1/app"), limits::AGENT_REQUEST_TIMEOUT).await
+    }
+
+    /// Waits for the app's first process to end; without limit.
+    pub async fn wait_app(&self) -> Result<AppStatus, GuestError> {
+        let what = "wait for app";
+        let response = self.send(what, get("/v1/app/wait")).await?;
+        parse(what, &collect(what, response).await?)
+    }
+
+    /// The app's output from byte `after` on, and the offset to ask for next.
+    pub async fn app_logs(&self, after: u64) -> Result<(Bytes, u64), GuestError> {
+        let what = "logs of app";
+        let request = get(&format!("/v1/app/logs?after={after}"));
+        let response = within(what, self.send(what, request)).await?;
+        let next = response
+            .headers()
+            .get(LOG_NEXT)
+            .and_then(|value| value.to_str().ok()?.parse().ok())
+            .ok_or_else(|| nonsense(what, "no next offset"))?;
+        Ok((within(what, collect(what, response)).await?, next))
+    }
+
+    /// Runs a process to its end, handing on what it prints.
+    pub async fn exec(
+        &self,
+        spec: &ProcessSpec,
+        mut on_output: impl FnMut(Output) + Send,
+    ) -> Result<Exit, GuestError> {
+        let what = "exec";
+        let response = self.send(what, post("/v1/exec", json_body(spec))).await?;
+        let mut body = response.into_body();
+        let mut buffer = Vec::new();
+        while let Some(frame) = body.frame().await {
+            let frame = frame.map_err(|source| GuestError::Http { request: what, source })?;
+            if let Ok(data) = frame.into_data() {
+                buffer.extend_from_slice(&data);
+            }
+            while let Some((kind, payload)) = take_frame(&mut buffer)? {
+                match kind {
+                    FrameKind::Stdout => on_output(Output::Stdout(payload)),
+                    FrameKind::Stderr => on_output(Output::Stderr(payload)),
+                    FrameKind::Exit => return parse(what, &payload),
+                }
+            }
+        }
+        Err(nonsense(what, "no exit before the end of the answer"))
+    }
+
+    /// Unpacks the tar that `tar` yields where `spec` says.
+    pub async fn copy(
+        &self,
+        spec: &CopySpec,
+        tar: impl tokio::io::AsyncRead + Send + Sync + 'static,
+    ) -> Result<(), GuestError> {
+        use futures_util::TryStreamExt;
+        let body = StreamBody::new(ReaderStream::with_capacity(tar, 64 << 10).map_ok(Frame::data));
+        let mut request = post("/v1/copy", BoxBody::new(body));
+        let spec = serde_json::to_string(spec).map_err(|e| nonsense("copy", &e.to_string()))?;
+        let spec = http::HeaderValue::try_from(spec)
+            .map_err(|_| nonsense("copy", "destination has control characters"))?;
+        request.headers_mut().insert(COPY_SPEC, spec);
+        self.send("copy", request).await.map(drop)
+    }
+
+    /// Puts everything on disk and holds writes back, so that the disk can be cut off here.
+    pub async fn freeze_disk(&self) -> Result<(), GuestError> {
+        self.order("freeze of disk", post("/v1/disk/freeze", empty())).await
+    }
+
+    /// Lets writes go on.
+    pub async fn thaw_disk(&self) -> Result<(), GuestError> {
+        self.order("thaw of disk", post("/v1/disk/thaw", empty())).await
+    }
+
+    /// Stops the app for a snapshot.
+    pub async fn freeze(&self) -> Result<(), GuestError> {
+        self.order("freeze", post("/v1/freeze", empty())).await
+    }
+
+    /// Sets clock, entropy and identity, then lets the app run on.
+    pub async fn thaw(&self, spec: &ThawSpec) -> Result<(), GuestError> {
+        self.order("thaw", post("/v1/thaw", json_body(spec))).await
+    }
+
+    /// Asks for an orderly end; the machine powers off some time after the answer.
+    pub async fn power_off(&self) -> Result<(), GuestError> {
+        self.order("power-off", post("/v1/poweroff", empty())).await
+    }
+
+    /// Opens a tunnel to `port` on the guest's loopback. A refusal with status 502 means that nothing
+    /// listens there.
+    pub async fn tunnel(&self, port: u16) -> Result<Box<dyn Stream>, GuestError> {
+        let what = "tunnel";
+        let request = Request::builder()
+            .method(Method::CONNECT)
+            .uri(format!("127.0.0.1:{port}"))
+            .header(http::header::HOST, format!("127.0.0.1:{port}"))
+            .body(empty())
+            .expect("a port makes a valid authority");
+        let response = within(what, self.send(what, request)).await?;
+        let upgraded = hyper::upgrade::on(response)
+            .await
+            .map_err(|source| GuestError::Http { request: what, source })?;
+        Ok(Box::new(TokioIo::new(upgraded)))
+    }
+
+    async fn order(
+        &self,
+        what: &'static str,
+        request: Request<RequestBody>,
+    ) -> Result<(), GuestError> {
+        within(what, self.send(what, request)).await.map(drop)
+    }
+
+    async fn json<T: DeserializeOwned>(
+        &self,
+        what: &'static str,
+        request: Request<RequestBody>,
+        limit: Duration,
+    ) -> Result<T, GuestError> {
+        let exchange = async {
+            let response = self.send(what, request).await?;
+            parse(what, &collect(what, response).await?)
+        };
+        timeout(limit, exchange).await.unwrap_or(Err(GuestError::TimedOut(what)))
+    }
+
+    /// Sends one request on a connection of its own; an answer of 400 or above becomes an error.
+    async fn send(
+        &self,
+        what: &'static str,
+        request: Request<RequestBody>,
+    ) -> Result<Response<Incoming>, GuestError> {
+        let http = |source| GuestError::Http { request: what, source };
+        let stream = self.machine.connect().await.map_err(GuestError::Connect)?;
+        let (mut sender, connection) = hyper::client::conn::http1::Builder::new()
+            .max_buf_size(limits::HTTP_HEAD_BYTES_MAX)
+            .max_headers(limits::HTTP_HEADERS_MAX)
+            .handshake(TokioIo::new(stream))
+            .await
+            .map_err(http)?;
+        // Ends by itself with the exchange, or with the tunnel that it turns into.
+        tokio::spawn(async move {
+            let _ = connection.with_upgrades().await;
+        });
+        let response = sender.send_request(request).await.map_err(http)?;
+        if response.status().as_u16() < 400 {
+            return Ok(response);
+        }
+        let status = response.status();
+        let body = collect(what, response).await?;
+        let message = match serde_json::from_slice::<AgentError>(&body) {
+            Ok(error) => error.message,
+            Err(_) => format!("{what} refused by guest agent with status {status}"),
+        };
+        Err(GuestError::Refused { status, message })
+    }
+}
+
+fn get(path: &str) -> Request<RequestBody> {
+    request(Method::GET, path, empty())
+}
+
+fn post(path: &str, body: RequestBody) -> Request<RequestBody> {
+    request(Method::POST, path, body)
+}
+
+fn request(method: Method, path: &str, body: RequestBody) -> Request<RequestBody> {
+    Request::builder()
+        .method(method)
+        .uri(path)
+        .header(http::header::HOST, format!("agent:{AGENT_PORT}"))
+        .body(body)
+        .expect("the agent's paths are valid URIs")
+}
+
+fn empty() -> RequestBody {
+    BoxBody::new(Full::default().map_err(|never| match never {}))
+}
+
+fn json_body(value: &impl serde::Serialize) -> RequestBody {
+    let bytes = serde_json::to_vec(value).expect("protocol types serialize");
+    BoxBody::new(Full::from(bytes).map_err(|never| match never {}))
+}
+
+async fn within<T>(
+    what: &'static str,
+    exchange: impl Future<Output = Result<T, GuestError>>,
+) -> Result<T, GuestError> {
+    timeout(limits::AGENT_REQUEST_TIMEOUT, exchange)
+        .await
+        .unwrap_or(Err(GuestError::TimedOut(what)))
+}
+
+async fn collect<B>(what: &'static str, response: Response<B>) -> Result<Bytes, GuestError>
+where
+    B: Body<Data = Bytes>,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    Limited::new(response.into_body(), limits::AGENT_BODY_BYTES_MAX)
+        .collect()
+        .await
+        .map(http_body_util::Collected::to_bytes)
+        .map_err(|error| nonsense(what, &error.to_string()))
+}
+
+fn parse<T: DeserializeOwned>(what: &'static str, body: &[u8]) -> Result<T, GuestError> {
+    serde_json::from_slice(body).map_err(|error| nonsense(what, &error.to_string()))
+}
+
+fn nonsense(request: &'static str, problem: &str) -> GuestError {
+    GuestError::Nonsense { request, problem: problem.to_owned() }
+}
+
+/// Takes one whole frame off the front of `buffer`, if there is one.
+fn take_frame(buffer: &mut Vec<u8>) -> Result<Option<(FrameKind, Vec<u8>)>, GuestError> {
+    let Some((header, _)) = buffer.split_first_chunk::<FRAME_HEADER_LEN>() else {
+        return Ok(None);
+    };
+    let [kind, length @ ..] = *header;
+    let kind = FrameKind::from_byte(kind)
+        .ok_or_else(|| nonsense("exec", &format!("frame of unknown kind {kind}")))?;
+    let length = u32::from_be_bytes(length) as usize;
+    if length > FRAME_PAYLOAD_MAX {
+        return Err(nonsense("exec", &format!("frame of {length} bytes")));
+    }
+    let end = FRAME_HEADER_LEN + length;
+    if buffer.len() < end {
+        return Ok(None);
+    }
+    let payload = buffer[FRAME_HEADER_LEN..end].to_vec();
+    buffer.drain(..end);
+    Ok(Some((kind, payload)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn frames_are_taken_whole() {
+        let mut buffer = vec![1, 0, 0, 0, 2, b'h', b'i', 3, 0, 0];
+        let frame = take_frame(&mut buffer).expect("a valid frame").expect("a whole frame");
+        assert_eq!(frame, (FrameKind::Stdout, b"hi".to_vec()));
+        assert!(take_frame(&mut buffer).expect("no error").is_none());
+        assert_eq!(buffer, [3, 0, 0]);
+    }
+
+    #[test]
+    fn a_huge_or_unknown_frame_is_refused_at_its_header() {
+        assert!(take_frame(&mut vec![1, 0xff, 0xff, 0xff, 0xff]).is_err());
+        assert!(take_frame(&mut vec![9, 0, 0, 0, 0]).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn arbitrary_bytes_never_panic(mut bytes in prop::collection::vec(any::<u8>(), 0..256)) {
+            while let Ok(Some(_)) = take_frame(&mut bytes) {}
+        }
+    }
+}

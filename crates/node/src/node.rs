@@ -1,0 +1,199 @@
+//! The MicroVMs of this host: finds the driver of each and lets requests in.
+
+use crate::driver::{Command, CommandError, Driver, Means};
+use crate::gate::{Gate, Lease, LeasedStream, Phase};
+use crate::guest::{Guest, GuestError};
+use crate::vmm::{Instance, Stream};
+use dormouse_core::microvm::{Denied, Event, Record, State};
+use dormouse_core::{EndpointId, MicrovmId, limits};
+use dormouse_store::{Query, StoreError, Versioned};
+use http::StatusCode;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::time::timeout;
+use tokio_util::task::TaskTracker;
+
+/// The MicroVMs of this host.
+#[derive(Debug)]
+pub struct Node {
+    means: Arc<Means>,
+    vms: Mutex<Vms>,
+    drivers: TaskTracker,
+}
+
+#[derive(Debug, Default)]
+struct Vms {
+    by_id: HashMap<MicrovmId, Arc<Vm>>,
+    by_endpoint: HashMap<EndpointId, Arc<Vm>>,
+}
+
+/// What others hold of a MicroVM: its gate, and the way to its driver.
+#[derive(Debug)]
+struct Vm {
+    gate: Arc<Gate>,
+    commands: mpsc::Sender<Command>,
+    waiters: Semaphore,
+}
+
+/// Why a request could not be let in.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The MicroVM is over, or never was.
+    #[error("microvm has ended")]
+    Ended,
+    /// It sleeps, and traffic may not wake it.
+    #[error("microvm sleeps and does not resume automatically")]
+    Asleep,
+    /// It could not be woken.
+    #[error("microvm did not wake")]
+    WakeFailed,
+    /// Nothing listens on the port.
+    #[error("nothing listens on the port")]
+    NotListening,
+    /// It runs, and yet its agent does not answer.
+    #[error("microvm does not answer")]
+    Unreachable(#[source] GuestError),
+    /// Too many requests wait for it already.
+    #[error("too many requests wait for the microvm")]
+    Overloaded,
+}
+
+impl Node {
+    /// Takes charge of every MicroVM in the store that is not over.
+    pub async fn start(means: Arc<Means>) -> Result<Arc<Self>, StoreError> {
+        let node = Arc::new(Self {
+            means,
+            vms: Mutex::default(),
+            drivers: TaskTracker::new(),
+        });
+        let mut query = Query::default();
+        loop {
+            let page = node.means.store.list::<Record>(&query).await?;
+            let Some(last) = page.last() else { return Ok(node) };
+            query.after = Some(last.seq);
+            for row in page {
+                if row.value.state != State::Terminated {
+                    node.take(row);
+                }
+            }
+        }
+    }
+
+    /// Starts the driver of a stored MicroVM, which does at once what its state demands.
+    pub fn take(self: &Arc<Self>, row: Versioned<Record>) {
+        let (commands, inbox) = mpsc::channel(limits::DRIVER_QUEUE);
+        let gate = Arc::new(Gate::new(Phase::Hold));
+        let id = row.value.id.clone();
+        let endpoint = row.value.endpoint.clone();
+        let vm = Arc::new(Vm {
+            gate: Arc::clone(&gate),
+            commands,
+            waiters: Semaphore::new(limits::WAKE_WAITERS_MAX),
+        });
+        {
+            let mut vms = self.vms();
+            vms.by_id.insert(id.clone(), Arc::clone(&vm));
+            vms.by_endpoint.insert(endpoint.clone(), vm);
+        }
+        let driver = Driver::new(Arc::clone(&self.means), gate, row, inbox);
+        let node = Arc::clone(self);
+        self.drivers.spawn(async move {
+            driver.run().await;
+            let mut vms = node.vms();
+            vms.by_id.remove(&id);
+            vms.by_endpoint.remove(&endpoint);
+        });
+    }
+
+    /// Puts a wish to a MicroVM; answers once it is persisted. One that is over denies all but a terminate.
+    pub async fn command(&self, id: &MicrovmId, event: Event) -> Result<(), CommandError> {
+        let vm = self.vms().by_id.get(id).map(Arc::clone);
+        let over = match event {
+            Event::TerminateRequested => Ok(()),
+            _ => Err(CommandError::Denied(Denied::Terminated)),
+        };
+        let Some(vm) = vm else { return over };
+        match vm.put(event).await {
+            // The driver ended between the look-up and the wish.
+            Err(CommandError::Stopping) if !self.means.stop.is_cancelled() => over,
+            answer => answer,
+        }
+    }
+
+    /// Opens a stream to `port` of the MicroVM behind `endpoint`, waking it if it may be woken.
+    pub async fn open(
+        &self,
+        endpoint: &EndpointId,
+        port: u16,
+    ) -> Result<LeasedStream<Box<dyn Stream>>, OpenError> {
+        let vm = self.vms().by_endpoint.get(endpoint).map(Arc::clone);
+        let vm = vm.ok_or(OpenError::Ended)?;
+        let (machine, lease) = match vm.gate.enter() {
+            Ok(entered) => entered,
+            Err(_) => vm.wait_for_entry().await?,
+        };
+        match Guest::new(&*machine).tunnel(port).await {
+            Ok(stream) => Ok(LeasedStream::new(stream, lease)),
+            Err(GuestError::Refused { status: StatusCode::BAD_GATEWAY, .. }) => {
+                Err(OpenError::NotListening)
+            }
+            Err(error) => Err(OpenError::Unreachable(error)),
+        }
+    }
+
+    /// Lets transitions under way end, then ends the drivers. MicroVMs run on.
+    pub async fn stop(&self) {
+        self.means.stop.cancel();
+        self.drivers.close();
+        if timeout(limits::STOP_TIMEOUT, self.drivers.wait()).await.is_err() {
+            tracing::warn!("transitions under way did not end; the next start takes them up again");
+        }
+    }
+
+    fn vms(&self) -> std::sync::MutexGuard<'_, Vms> {
+        // The maps are whole after each statement, so a panic elsewhere cannot have torn them.
+        self.vms.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Vm {
+    async fn put(&self, event: Event) -> Result<(), CommandError> {
+        let (reply, answer) = oneshot::channel();
+        let command = Command { event, reply };
+        self.commands.send(command).await.map_err(|_| CommandError::Stopping)?;
+        answer.await.unwrap_or(Err(CommandError::Stopping))
+    }
+
+    /// Waits until the gate opens, waking the MicroVM once if it sleeps.
+    async fn wait_for_entry(&self) -> Result<(Arc<dyn Instance>, Lease), OpenError> {
+        let _place = self.waiters.try_acquire().map_err(|_| OpenError::Overloaded)?;
+        let entry = async {
+            let mut changes = self.gate.changes();
+            let mut woken = false;
+            loop {
+                changes.forget();
+                match self.gate.enter() {
+                    Ok(entered) => return Ok(entered),
+                    Err(Phase::Ended) => return Err(OpenError::Ended),
+                    Err(Phase::Asleep { auto_resume: false }) => return Err(OpenError::Asleep),
+                    Err(Phase::Asleep { .. }) if woken => return Err(OpenError::WakeFailed),
+                    Err(Phase::Asleep { .. }) => match self.put(Event::Wake).await {
+                        Ok(()) => {
+                            woken = true;
+                            continue;
+                        }
+                        // The state has just changed: the next look tells.
+                        Err(CommandError::Denied(_)) => continue,
+                        Err(_) => return Err(OpenError::WakeFailed),
+                    },
+                    Err(Phase::Hold | Phase::Open(_)) => {}
+                }
+                if !changes.next().await {
+                    return Err(OpenError::Ended);
+                }
+            }
+        };
+        timeout(limits::WAKE_TIMEOUT, entry).await.unwrap_or(Err(OpenError::WakeFailed))
+    }
+}

@@ -1,0 +1,313 @@
+//! The QEMU backend: one QEMU process per machine, by KVM or software emulation.
+//!
+//! | | memory | device state |
+//! |---|---|---|
+//! | boot | shared mapping of a new file | – |
+//! | golden snapshot | stays in that file | migration stream without memory |
+//! | restore | private mapping of the golden file | loaded into the paused machine |
+//! | delta snapshot | the private pages, read from outside | saved without memory |
+//! | restore of a delta | those pages, written into the private mapping | as before |
+//!
+//! Invariants: golden files are never opened for writing by a restore; nothing runs between load and
+//! [`Instance::resume`]; whatever can be found in a run folder is enough to end the machine.
+//!
+//! The end of the guest's console is kept in QEMU and read with `ringbuf-read` on the folder's `qmp.sock`.
+
+mod clock;
+mod command;
+mod delta;
+mod machine;
+mod pages;
+mod probe;
+mod process;
+mod record;
+mod scan;
+
+pub use command::Accel;
+pub(super) use probe::boot_probe;
+
+use super::qmp::{self, Qmp};
+use super::{BootSpec, DeltaFiles, Instance, RestoreSpec, StateSource, Vmm, VmmError};
+use crate::host::slot::{Slot, SlotError, SlotPool};
+use async_trait::async_trait;
+use dormouse_core::limits;
+use machine::Machine;
+use process::Process;
+use record::MachineRecord;
+use std::collections::{HashMap, HashSet};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
+use tokio::sync::OnceCell;
+use tokio::time::{sleep, timeout};
+
+/// Pause between two looks for the control socket.
+const START_POLL: Duration = Duration::from_millis(1);
+
+/// Runs machines in QEMU, version 10 or later.
+#[derive(Debug)]
+pub struct Qemu {
+    program: PathBuf,
+    accel: Accel,
+    slots: Arc<SlotPool>,
+    /// Speed of the guest's clock; measured once.
+    tsc_khz: OnceCell<u64>,
+    /// Machines that this process holds, by folder.
+    held: Mutex<HashMap<PathBuf, Weak<Machine>>>,
+}
+
+impl Qemu {
+    /// Uses the QEMU binary `program`, as in `/usr/bin/qemu-system-x86_64`.
+    #[must_use]
+    pub fn new(program: PathBuf, accel: Accel, slots: Arc<SlotPool>) -> Self {
+        Self {
+            program,
+            accel,
+            slots,
+            tsc_khz: OnceCell::new(),
+            held: Mutex::default(),
+        }
+    }
+
+    /// The slots that machines in these folders use, going by their bookkeeping.
+    ///
+    /// # Errors
+    /// A record cannot be read.
+    pub fn slots_in_use(run_dirs: &[PathBuf]) -> Result<HashSet<String>, VmmError> {
+        let records = run_dirs.iter().map(|dir| MachineRecord::load(dir));
+        records
+            .filter_map(|record| record.map(|r| r.map(|r| r.slot)).transpose())
+            .collect()
+    }
+
+    /// What the guest in `run_dir` has printed to its console since this was last asked; 64 KiB at most.
+    ///
+    /// # Errors
+    /// This process holds no machine there, or QEMU does not answer.
+    pub async fn console(&self, run_dir: &Path) -> Result<String, VmmError> {
+        let machine = self.held(run_dir);
+        machine
+            .ok_or_else(|| VmmError::Gone("no machine here".to_owned()))?
+            .console()
+            .await
+    }
+
+    /// Starts a QEMU process in a slot of its own. On an error nothing is left of it.
+    async fn start(
+        &self,
+        run_dir: &Path,
+        machine: &command::Machine<'_>,
+        disk: &Path,
+    ) -> Result<Arc<Machine>, VmmError> {
+        let slot = self.slots.acquire().await?;
+        let golden_memory = match machine.memory {
+            command::Memory::Private(path) => Some(path.to_owned()),
+            command::Memory::Anonymous | command::Memory::Shared(_) => None,
+        };
+        let record = MachineRecord {
+            boot_id: record::boot_id()?,
+            slot: slot.name().to_owned(),
+            process: None,
+            golden_memory,
+            disk: disk.to_owned(),
+            disk_node: 0,
+        };
+        match self.start_in(slot, run_dir, machine, record).await {
+            Ok(machine) => {
+                let mut held = lock(&self.held);
+                held.retain(|_, machine| machine.strong_count() > 0);
+                held.insert(run_dir.to_owned(), Arc::downgrade(&machine));
+                Ok(machine)
+            }
+            Err(error) => {
+                if let Err(error) = self.reap(run_dir).await {
+                    tracing::error!(run_dir = %run_dir.display(), %error, "failed machine not cleaned up");
+                }
+                Err(error)
+            }
+        }
+    }
+
+    async fn start_in(
+        &self,
+        slot: Slot,
+        run_dir: &Path,
+        machine: &command::Machine<'_>,
+        mut record: MachineRecord,
+    ) -> Result<Arc<Machine>, VmmError> {
+        record.save(run_dir)?;
+        let tap = slot.open_tap().await?;
+        match std::fs::remove_file(run_dir.join(qmp::SOCKET)) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(VmmError::io("delete old qmp socket")(error));
+            }
+            _ => {}
+        }
+        let process = Process::spawn(&self.program, machine.arguments(), run_dir, Some(tap))?;
+        record.process = Some(process.id);
+        record.save(run_dir)?;
+        let qmp = connect(run_dir, &process).await?;
+        Ok(Machine::new(run_dir, process, qmp, slot, record))
+    }
+
+    fn held(&self, run_dir: &Path) -> Option<Arc<Machine>> {
+        lock(&self.held).get(run_dir).and_then(Weak::upgrade)
+    }
+
+    async fn kernel_append(&self) -> Result<String, VmmError> {
+        let measured = self
+            .tsc_khz
+            .get_or_try_init(|| tokio::task::spawn_blocking(clock::tsc_khz));
+        let khz = measured
+            .await
+            .map_err(|error| VmmError::io("measure clock")(error.into()))?;
+        Ok(command::kernel_append(self.accel, *khz))
+    }
+
+    /// The process of a record; one that was started just before a crash is found by its folder.
+    fn process_of(
+        &self,
+        record: &MachineRecord,
+        run_dir: &Path,
+    ) -> Result<Option<Process>, VmmError> {
+        let found = match record.process {
+            Some(id) => Process::find(id),
+            None => Process::find_in(run_dir, &self.program),
+        };
+        found.map_err(VmmError::io("find qemu process"))
+    }
+}
+
+#[async_trait]
+impl Vmm for Qemu {
+    fn name(&self) -> &'static str {
+        match self.accel {
+            Accel::Kvm => "qemu-kvm",
+            Accel::Tcg => "qemu-tcg",
+        }
+    }
+
+    async fn boot(&self, spec: &BootSpec) -> Result<Box<dyn Instance>, VmmError> {
+        let append = self.kernel_append().await?;
+        let machine = command::Machine {
+            accel: self.accel,
+            memory_mib: spec.memory_mib,
+            vcpus: spec.vcpus,
+            memory: match &spec.golden_memory {
+                Some(path) => command::Memory::Shared(path),
+                None => command::Memory::Anonymous,
+            },
+            disk: Some(&spec.disk),
+            network: true,
+            start: command::Start::Kernel {
+                kernel: &spec.kernel,
+                initramfs: &spec.initramfs,
+                append: &append,
+            },
+        };
+        Ok(Box::new(
+            self.start(&spec.run_dir, &machine, &spec.disk).await?,
+        ))
+    }
+
+    async fn restore(&self, spec: &RestoreSpec) -> Result<Box<dyn Instance>, VmmError> {
+        let machine = command::Machine {
+            accel: self.accel,
+            memory_mib: spec.memory_mib,
+            vcpus: spec.vcpus,
+            memory: command::Memory::Private(&spec.golden_memory),
+            disk: Some(&spec.disk),
+            network: true,
+            start: command::Start::Incoming,
+        };
+        let machine = self.start(&spec.run_dir, &machine, &spec.disk).await?;
+        let (state, pages): (&Path, Option<DeltaFiles>) = match &spec.state {
+            StateSource::Golden(state) => (state, None),
+            StateSource::Delta(files) => (&files.state, Some(files.clone())),
+        };
+        if let Err(error) = machine.load(state, pages).await {
+            if let Err(error) = machine.kill().await {
+                let run_dir = spec.run_dir.display();
+                tracing::error!(%run_dir, %error, "failed machine not cleaned up");
+            }
+            return Err(error);
+        }
+        Ok(Box::new(machine))
+    }
+
+    async fn adopt(&self, run_dir: &Path) -> Result<Option<Box<dyn Instance>>, VmmError> {
+        if let Some(machine) = self.held(run_dir) {
+            return Ok((!machine.has_exited()).then(|| Box::new(machine) as Box<dyn Instance>));
+        }
+        let Some(record) = MachineRecord::load(run_dir)? else {
+            return Ok(None);
+        };
+        // One whose process is not known was still being started: it has nothing that would be missed.
+        let process = match record.process {
+            Some(_) => self.process_of(&record, run_dir)?,
+            None => None,
+        };
+        let slot = match &process {
+            Some(_) => self.slots.adopt(&record.slot).await?,
+            None => None,
+        };
+        let (Some(process), Some(slot)) = (process, slot) else {
+            self.reap(run_dir).await?;
+            return Ok(None);
+        };
+        let qmp = connect(run_dir, &process).await?;
+        let machine = Machine::new(run_dir, process, qmp, slot, record);
+        lock(&self.held).insert(run_dir.to_owned(), Arc::downgrade(&machine));
+        Ok(Some(Box::new(machine)))
+    }
+
+    async fn reap(&self, run_dir: &Path) -> Result<(), VmmError> {
+        if let Some(machine) = self.held(run_dir) {
+            return machine.kill().await;
+        }
+        let Some(record) = MachineRecord::load(run_dir)? else {
+            return MachineRecord::remove(run_dir);
+        };
+        if let Some(process) = self.process_of(&record, run_dir)? {
+            process.kill().await?;
+        }
+        MachineRecord::remove(run_dir)?;
+        match self.slots.adopt(&record.slot).await {
+            Ok(Some(slot)) => Ok(slot.release().await?),
+            // Whoever uses a slot of that name now is another machine.
+            Ok(None) | Err(SlotError::InUse(_)) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+/// Connects to a QEMU process that may still be starting.
+async fn connect(run_dir: &Path, process: &Process) -> Result<Qmp, VmmError> {
+    let connected = async {
+        loop {
+            match Qmp::connect(run_dir).await {
+                Err(VmmError::Io { source, .. }) if is_not_yet(&source) => sleep(START_POLL).await,
+                done => return done,
+            }
+        }
+    };
+    tokio::select! {
+        connected = timeout(limits::VMM_START_TIMEOUT, connected) => {
+            connected.unwrap_or_else(|_| Err(VmmError::TimedOut("start of qemu".to_owned())))
+        }
+        _ = process.ended() => {
+            Err(VmmError::Gone(format!("qemu did not start: {}", process::last_words(run_dir))))
+        }
+    }
+}
+
+fn is_not_yet(error: &std::io::Error) -> bool {
+    matches!(
+        error.kind(),
+        std::io::ErrorKind::NotFound | std::io::ErrorKind::ConnectionRefused
+    )
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,330 @@
+//! One QEMU machine: its process, its control socket and its network slot.
+
+use super::command::CONSOLE;
+use super::delta;
+use super::pages::GuestMemory;
+use super::process::{self, Process};
+use super::record::MachineRecord;
+use crate::disk;
+use crate::host::slot::Slot;
+use crate::vmm::qmp::{Qmp, Seen};
+use crate::vmm::{DeltaFiles, DeltaStats, ExitReason, Instance, Stream, VmmError};
+use async_trait::async_trait;
+use dormouse_core::guest::AGENT_PORT;
+use dormouse_core::limits;
+use serde_json::{Value, json};
+use std::path::{Path, PathBuf};
+use std::process::ExitStatus;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tokio::sync::{OnceCell, watch};
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
+
+/// What QEMU said last is read within this after its end.
+const LAST_EVENTS_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// A machine. Dropping it closes the control socket and leaves the process running.
+#[derive(Debug)]
+pub(super) struct Machine {
+    run_dir: PathBuf,
+    process: Arc<Process>,
+    qmp: Qmp,
+    slot: Slot,
+    /// As it stands in the machine's folder.
+    record: Mutex<MachineRecord>,
+    exit: watch::Receiver<Option<ExitReason>>,
+    /// Set once process, record and slot are gone.
+    ended: OnceCell<()>,
+    _watch: AbortOnDropHandle<()>,
+}
+
+impl Machine {
+    pub(super) fn new(
+        run_dir: &Path,
+        process: Process,
+        qmp: Qmp,
+        slot: Slot,
+        record: MachineRecord,
+    ) -> Arc<Self> {
+        let process = Arc::new(process);
+        let (told, exit) = watch::channel(None);
+        let watch = watch_exit(run_dir.to_owned(), process.clone(), qmp.seen(), told);
+        Arc::new(Self {
+            run_dir: run_dir.to_owned(),
+            process,
+            qmp,
+            slot,
+            record: Mutex::new(record),
+            exit,
+            ended: OnceCell::new(),
+            _watch: AbortOnDropHandle::new(tokio::spawn(watch)),
+        })
+    }
+
+    /// Loads a device state into a machine that waits for one, after the pages that belong to it.
+    pub(super) async fn load(
+        &self,
+        state: &Path,
+        pages: Option<DeltaFiles>,
+    ) -> Result<(), VmmError> {
+        self.ignore_shared_memory().await?;
+        if let Some(files) = pages {
+            // Devices read the guest's memory while they load, so it has to be in place before.
+            self.with_memory(move |memory, cancelled| delta::load(memory, &files, cancelled))
+                .await?;
+        }
+        // Nothing may write to a disk before its snapshot is loaded whole, so a failure must not end QEMU
+        // in its own way.
+        let arguments = json!({"uri": file_uri(state)?, "exit-on-error": false});
+        self.qmp.execute("migrate-incoming", arguments).await?;
+        self.migrated("migrate-incoming").await
+    }
+
+    /// Whether the process has ended, as far as is known.
+    pub(super) fn has_exited(&self) -> bool {
+        self.exit.borrow().is_some()
+    }
+
+    /// Takes what the guest has printed to its console since the last call: the end of it.
+    pub(super) async fn console(&self) -> Result<String, VmmError> {
+        read_console(&self.qmp).await
+    }
+
+    /// Leaves the memory out of device states: it stays in its file.
+    async fn ignore_shared_memory(&self) -> Result<(), VmmError> {
+        let capabilities = json!([{"capability": "x-ignore-shared", "state": true}]);
+        let arguments = json!({"capabilities": capabilities});
+        self.qmp
+            .execute("migrate-set-capabilities", arguments)
+            .await
+            .map(drop)
+    }
+
+    /// Waits for a device state to be written or loaded.
+    async fn migrated(&self, command: &'static str) -> Result<(), VmmError> {
+        let waited = async {
+            loop {
+                let answer = self.qmp.execute("query-migrate", json!({})).await?;
+                match answer.get("status").and_then(Value::as_str) {
+                    Some("completed") => return Ok(()),
+                    Some(status @ ("failed" | "cancelled")) => {
+                        let words = answer.get("error-desc").and_then(Value::as_str);
+                        return Err(VmmError::Refused {
+                            command: command.to_owned(),
+                            message: crate::vmm::cut(words.unwrap_or(status)),
+                        });
+                    }
+                    _ => sleep(Duration::from_millis(1)).await,
+                }
+            }
+        };
+        timeout(limits::VMM_STATE_TIMEOUT, waited)
+            .await
+            .unwrap_or_else(|_| Err(VmmError::TimedOut(command.to_owned())))
+    }
+
+    /// Works on the guest's private memory in a thread of its own, which stops soon after the caller.
+    async fn with_memory<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&GuestMemory, &CancellationToken) -> Result<T, VmmError> + Send + 'static,
+    ) -> Result<T, VmmError> {
+        let golden = self.with_record(|record| record.golden_memory.clone());
+        let golden = golden.ok_or_else(|| VmmError::Refused {
+            command: "delta snapshot".to_owned(),
+            message: "the machine was not restored from a golden snapshot".to_owned(),
+        })?;
+        let pid = self.process.id.pid;
+        let cancelled = CancellationToken::new();
+        let _cancel_on_drop = cancelled.clone().drop_guard();
+        let worked = tokio::task::spawn_blocking(move || {
+            let memory =
+                GuestMemory::of(pid, &golden).map_err(VmmError::io("find guest memory"))?;
+            work(&memory, &cancelled)
+        });
+        worked
+            .await
+            .map_err(|error| VmmError::io("work on guest memory")(error.into()))?
+    }
+
+    fn with_record<T>(&self, work: impl FnOnce(&mut MachineRecord) -> T) -> T {
+        // Poisoned only by a panic in these short closures, which do not leave it half changed.
+        work(&mut self.record.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    async fn end(&self) -> Result<(), VmmError> {
+        self.process.kill().await?;
+        MachineRecord::remove(&self.run_dir)?;
+        Ok(self.slot.release().await?)
+    }
+}
+
+#[async_trait]
+impl Instance for Arc<Machine> {
+    fn pid(&self) -> Option<u32> {
+        Some(self.process.id.pid)
+    }
+
+    async fn resume(&self) -> Result<(), VmmError> {
+        self.qmp.execute("cont", json!({})).await.map(drop)
+    }
+
+    async fn pause(&self) -> Result<(), VmmError> {
+        self.qmp.execute("stop", json!({})).await.map(drop)
+    }
+
+    async fn snapshot_golden(&self, state: &Path) -> Result<(), VmmError> {
+        self.pause().await?;
+        self.ignore_shared_memory().await?;
+        let written = async {
+            self.qmp
+                .execute("migrate", json!({"uri": file_uri(state)?}))
+                .await?;
+            self.migrated("migrate").await
+        };
+        explain_full_disk(written.await, state).await
+    }
+
+    async fn snapshot_delta(&self, files: &DeltaFiles) -> Result<DeltaStats, VmmError> {
+        self.pause().await?;
+        let arguments = json!({"filename": utf8(&files.state)?, "live": false});
+        let written = self.qmp.execute("xen-save-devices-state", arguments).await;
+        explain_full_disk(written, &files.state).await?;
+        let files = files.clone();
+        self.with_memory(move |memory, cancelled| delta::save(memory, &files, cancelled))
+            .await
+    }
+
+    async fn switch_disk(&self, overlay: &Path) -> Result<(), VmmError> {
+        let (disk, node) = self.with_record(|record| (record.disk.clone(), record.disk_node));
+        disk::create_overlay(&disk, overlay).await?;
+        let arguments = json!({
+            "node-name": node_name(node),
+            "snapshot-file": utf8(overlay)?,
+            "snapshot-node-name": node_name(node + 1),
+            "format": "qcow2",
+            "mode": "existing",
+        });
+        self.qmp
+            .execute("blockdev-snapshot-sync", arguments)
+            .await?;
+        self.with_record(|record| {
+            record.disk = overlay.to_owned();
+            record.disk_node = node + 1;
+            record.save(&self.run_dir)
+        })
+    }
+
+    async fn connect(&self) -> Result<Box<dyn Stream>, VmmError> {
+        tokio::select! {
+            biased;
+            reason = self.exited() => Err(VmmError::Gone(format!("{reason:?}"))),
+            stream = self.slot.connect(AGENT_PORT) => {
+                Ok(Box::new(stream.map_err(VmmError::io("connect to guest agent"))?))
+            }
+        }
+    }
+
+    async fn exited(&self) -> ExitReason {
+        let mut exit = self.exit.clone();
+        let reason = exit
+            .wait_for(Option::is_some)
+            .await
+            .map(|reason| reason.clone());
+        let unknown = || ExitReason::Crashed("how it ended was not seen".to_owned());
+        reason.ok().flatten().unwrap_or_else(unknown)
+    }
+
+    async fn kill(&self) -> Result<(), VmmError> {
+        self.ended.get_or_try_init(|| self.end()).await.map(drop)
+    }
+}
+
+/// Takes what the guest has printed to its console since the last call: the end of it.
+pub(super) async fn read_console(qmp: &Qmp) -> Result<String, VmmError> {
+    let arguments = json!({"device": CONSOLE, "size": limits::CONSOLE_BYTES});
+    let text = qmp.execute("ringbuf-read", arguments).await?;
+    Ok(text.as_str().unwrap_or_default().to_owned())
+}
+
+/// The block node of the disk after so many switches.
+pub(super) fn node_name(number: u32) -> String {
+    format!("disk{number}")
+}
+
+/// Tells how the process ended, and warns when its disk is full.
+async fn watch_exit(
+    run_dir: PathBuf,
+    process: Arc<Process>,
+    mut seen: watch::Receiver<Seen>,
+    told: watch::Sender<Option<ExitReason>>,
+) {
+    let mut open = true;
+    let status = loop {
+        tokio::select! {
+            status = process.ended() => break status,
+            changed = seen.changed(), if open => {
+                open = changed.is_ok();
+                if seen.borrow_and_update().disk_full {
+                    tracing::error!(run_dir = %run_dir.display(), "host disk is full: machine stopped");
+                }
+            }
+        }
+    };
+    // The last events may still be on their way; the socket ends after them.
+    let drained = async { while seen.changed().await.is_ok() {} };
+    if timeout(LAST_EVENTS_TIMEOUT, drained).await.is_err() {
+        tracing::warn!(run_dir = %run_dir.display(), "qemu ended and left its control socket open");
+    }
+    let shutdown = seen.borrow().shutdown.clone();
+    told.send_replace(Some(exit_reason(&run_dir, shutdown.as_deref(), status)));
+}
+
+fn exit_reason(run_dir: &Path, shutdown: Option<&str>, status: Option<ExitStatus>) -> ExitReason {
+    match shutdown {
+        Some("guest-shutdown") => ExitReason::PoweredOff,
+        Some(reason) => ExitReason::Crashed(reason.to_owned()),
+        None => {
+            let status = status.map_or_else(|| "ended".to_owned(), |status| status.to_string());
+            let words = process::last_words(run_dir);
+            ExitReason::Crashed(format!("qemu {status}: {words}"))
+        }
+    }
+}
+
+/// QEMU does not always say that the disk is full: look for ourselves.
+async fn explain_full_disk<T>(result: Result<T, VmmError>, file: &Path) -> Result<T, VmmError> {
+    let Err(error @ VmmError::Refused { .. }) = result else {
+        return result;
+    };
+    let free = match file.parent() {
+        Some(folder) => disk::free_bytes(folder).await.ok(),
+        None => None,
+    };
+    match free {
+        Some(free) if free < limits::DISK_FULL_BYTES => {
+            let full = std::io::Error::new(std::io::ErrorKind::StorageFull, error.to_string());
+            Err(VmmError::io("write device state")(full))
+        }
+        _ => Err(error),
+    }
+}
+
+/// A file as QEMU's migration names it. It takes commas for the start of options.
+fn file_uri(path: &Path) -> Result<String, VmmError> {
+    match utf8(path)? {
+        path if path.contains(',') => Err(bad_path("a comma in the path of a device state")),
+        path => Ok(format!("file:{path}")),
+    }
+}
+
+fn utf8(path: &Path) -> Result<&str, VmmError> {
+    path.to_str()
+        .ok_or_else(|| bad_path("a path that is not UTF-8"))
+}
+
+fn bad_path(problem: &str) -> VmmError {
+    let source = std::io::Error::new(std::io::ErrorKind::InvalidInput, problem);
+    VmmError::io("name a file to qemu")(source)
+}

@@ -1,0 +1,227 @@
+//! Image builds in the background: a bounded line, a few at once, each ending in one write of all the
+//! records that it concerns.
+
+use crate::objects::{ObjectError, Objects};
+use dormouse_core::image::{self, Build, Image, SnapshotSizes, Version, VersionState};
+use dormouse_core::{BuildId, ImageArn};
+use dormouse_image::LocalImages;
+use dormouse_node::build::{BuildError, BuildJob, BuildLog, build};
+use dormouse_node::clock;
+use dormouse_node::driver::{Means, chain};
+use dormouse_store::{Batch, Query, Store, StoreError, Versioned, version_key};
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+/// The line of builds.
+#[derive(Debug)]
+pub(crate) struct Builds {
+    means: Arc<Means>,
+    images: LocalImages,
+    objects: Objects,
+    region: String,
+    at_once: Semaphore,
+    tasks: TaskTracker,
+    stop: CancellationToken,
+}
+
+/// The three records that a build is about.
+struct Records {
+    image: Versioned<Image>,
+    version: Versioned<Version>,
+    build: Versioned<Build>,
+}
+
+/// Why a build failed.
+#[derive(Debug, thiserror::Error)]
+enum Failure {
+    #[error(transparent)]
+    Artifact(#[from] ObjectError),
+    #[error(transparent)]
+    Build(#[from] BuildError),
+    #[error("build log")]
+    Log(#[source] io::Error),
+    #[error("store")]
+    Store(#[from] StoreError),
+}
+
+impl Failure {
+    fn state_reason(&self) -> String {
+        match self {
+            Self::Artifact(error) => format!("{}: {}", error.code(), chain(error)),
+            Self::Build(error) => error.state_reason(),
+            Self::Log(source) if source.kind() == io::ErrorKind::StorageFull => {
+                "DISK_STORAGE_FULL: The disk is full.".to_owned()
+            }
+            Self::Log(_) | Self::Store(_) => format!("INTERNAL_PLATFORM_ERROR: {}", chain(self)),
+        }
+    }
+}
+
+impl Builds {
+    /// Makes the line and puts into it every build that an earlier daemon did not finish.
+    pub(crate) async fn start(
+        means: Arc<Means>,
+        images: LocalImages,
+        objects: Objects,
+        region: String,
+        at_once: usize,
+    ) -> Result<Arc<Self>, StoreError> {
+        let builds = Arc::new(Self {
+            means,
+            images,
+            objects,
+            region,
+            at_once: Semaphore::new(at_once),
+            tasks: TaskTracker::new(),
+            stop: CancellationToken::new(),
+        });
+        let mut query = Query::default();
+        loop {
+            let page = builds.store().list::<Build>(&query).await?;
+            let Some(last) = page.last() else { return Ok(builds) };
+            query.after = Some(last.seq);
+            for row in page {
+                if matches!(row.value.state, VersionState::Pending | VersionState::InProgress) {
+                    builds.enqueue(row.value);
+                }
+            }
+        }
+    }
+
+    /// Puts a stored build into the line.
+    pub(crate) fn enqueue(self: &Arc<Self>, build: Build) {
+        let builds = Arc::clone(self);
+        self.tasks.spawn(async move {
+            let stopped = builds.stop.clone();
+            tokio::select! {
+                () = stopped.cancelled() => {}
+                () = builds.carry_out(&build) => {}
+            }
+        });
+    }
+
+    /// How many builds wait or run.
+    pub(crate) fn len(&self) -> usize {
+        self.tasks.len()
+    }
+
+    /// Gives up the builds under way; the next start takes them up again from the cache.
+    pub(crate) async fn stop(&self) {
+        self.stop.cancel();
+        self.tasks.close();
+        self.tasks.wait().await;
+    }
+
+    fn store(&self) -> &Store {
+        &self.means.store
+    }
+
+    async fn carry_out(&self, build: &Build) {
+        let Ok(_turn) = self.at_once.acquire().await else { return };
+        let id = &build.id;
+        tracing::info!(build = %id, image = %build.image, version = build.version, "build begins");
+        let outcome = self.try_build(build).await;
+        match &outcome {
+            Ok(_) => tracing::info!(build = %id, "build succeeded"),
+            // The customer's failure is no fault of the daemon: it is told in the log and the record.
+            Err(failure) => tracing::info!(build = %id, reason = failure.state_reason(), "build failed"),
+        }
+        let outcome = outcome.map_err(|failure| failure.state_reason());
+        while let Err(error) = self.record(id, outcome.clone()).await {
+            tracing::warn!(build = %id, error = chain(&error), "build was not recorded; trying again");
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+    }
+
+    async fn try_build(&self, build_record: &Build) -> Result<SnapshotSizes, Failure> {
+        let id = &build_record.id;
+        let Some(records) = self.records(id).await? else {
+            return Err(BuildError::Stopped.into());
+        };
+        let spec = records.version.value.spec.clone();
+        self.begin(records).await?;
+        let host = &self.means.host;
+        let dir = host.layout.build(id);
+        tokio::fs::create_dir_all(dir.path()).await.map_err(Failure::Log)?;
+        let log = BuildLog::create(&dir.log()).map_err(Failure::Log)?;
+        let artifact = dir.path().join("artifact.zip");
+        log.line(&format!("fetching {}", spec.artifact_uri));
+        let result = async {
+            self.objects.fetch(&spec.artifact_uri, &artifact).await?;
+            let mut environment = spec.environment;
+            environment.extend(self.injected(&build_record.image, &build_record.version));
+            let job = BuildJob {
+                id: id.clone(),
+                artifact: artifact.clone(),
+                memory_mib: spec.memory_mib,
+                environment,
+                ready: spec.ready_hook,
+            };
+            Ok(build(host, &self.images, &job, &log).await?)
+        }
+        .await;
+        if let Err(Failure::Artifact(error)) = &result {
+            log.line(&format!("ERROR {}: {}", error.code(), chain(error)));
+        }
+        match tokio::fs::remove_file(&artifact).await {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                tracing::warn!(build = %id, %error, "artifact was not deleted");
+            }
+            _ => {}
+        }
+        result
+    }
+
+    /// The variables that AWS gives every app.
+    fn injected(&self, image: &ImageArn, version: &str) -> [(String, String); 4] {
+        [
+            ("AWS_LAMBDA_MICROVM_IMAGE_NAME", image.name.clone()),
+            ("AWS_LAMBDA_MICROVM_IMAGE_ARN", image.to_string()),
+            ("AWS_LAMBDA_MICROVM_IMAGE_VERSION", version.to_owned()),
+            ("AWS_REGION", self.region.clone()),
+        ]
+        .map(|(name, value)| (name.to_owned(), value))
+    }
+
+    async fn records(&self, id: &BuildId) -> Result<Option<Records>, StoreError> {
+        let store = self.store();
+        let Some(build) = store.get::<Build>(id.as_str()).await? else { return Ok(None) };
+        let key = version_key(&build.value.image, &build.value.version);
+        let image = store.get::<Image>(&build.value.image.to_string()).await?;
+        let version = store.get::<Version>(&key).await?;
+        Ok(image.zip(version).map(|(image, version)| Records { image, version, build }))
+    }
+
+    async fn begin(&self, records: Records) -> Result<(), StoreError> {
+        let mut version = records.version.value.clone();
+        let mut build = records.build.value.clone();
+        version.state = VersionState::InProgress;
+        version.updated_at = clock::now();
+        build.state = VersionState::InProgress;
+        let batch = Batch::default()
+            .update(&records.version, &version)?
+            .update(&records.build, &build)?;
+        self.store().apply(batch).await.map(drop)
+    }
+
+    async fn record(
+        &self,
+        id: &BuildId,
+        outcome: Result<SnapshotSizes, String>,
+    ) -> Result<(), StoreError> {
+        let Some(records) = self.records(id).await? else { return Ok(()) };
+        let mut image = records.image.value.clone();
+        let mut version = records.version.value.clone();
+        let mut build = records.build.value.clone();
+        image::finish(&mut image, &mut version, &mut build, outcome, clock::now());
+        let batch = Batch::default()
+            .update(&records.image, &image)?
+            .update(&records.version, &version)?
+            .update(&records.build, &build)?;
+        self.store().apply(batch).await.map(drop)
+    }
+}

@@ -1,0 +1,477 @@
+//! Configuration: one TOML file, environment and command line over it, checked once.
+//!
+//! [`Raw`] is the file as written, [`Overrides`] what the command line and environment say, [`Config`] the
+//! result that the rest of the program relies on. Each error names the key and what to write there.
+
+use clap::{Args, ValueEnum};
+use dormouse_core::{AccountId, EndpointId, limits};
+use dormouse_node::host::cidr::Cidr;
+use secrecy::SecretString;
+use serde::Deserialize;
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+
+/// Where everything is kept unless configured otherwise.
+const DATA_DIR: &str = "/var/lib/dormouse";
+const API_ADDR: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9400);
+const INGRESS_ADDR: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9443);
+const REGION: &str = "us-east-1";
+const ACCOUNT: &str = "000000000000";
+const HTTPS_PORT: u16 = 443;
+const DNS_PORT: u16 = 53;
+
+/// The configuration, checked.
+#[derive(Debug, Clone)]
+pub(crate) struct Config {
+    /// Where everything is kept; absolute.
+    pub(crate) data_dir: PathBuf,
+    /// Where the control API and the embedded S3 listen.
+    pub(crate) api_addr: SocketAddr,
+    /// Where the TLS ingress listens.
+    pub(crate) ingress_addr: SocketAddr,
+    /// AWS region that the daemon stands for.
+    pub(crate) region: String,
+    /// AWS account of the first access key.
+    pub(crate) account: AccountId,
+    /// How guests are executed.
+    pub(crate) accel: Accel,
+    /// Host names of MicroVMs are `UUID.` and this.
+    pub(crate) endpoint_domain: String,
+    /// Port at which clients reach the ingress; none for the port that it listens on.
+    pub(crate) endpoint_port: Option<u16>,
+    /// Where kernel, agent and base images are; none to look in the usual places.
+    pub(crate) assets_dir: Option<PathBuf>,
+    /// Where `s3://` artifacts are read from.
+    pub(crate) s3: S3Source,
+    /// What guests may reach.
+    pub(crate) network: NetworkConfig,
+    /// Image builds that run at once.
+    pub(crate) builds_at_once: usize,
+    /// Form of the daemon's log lines.
+    pub(crate) log_format: LogFormat,
+}
+
+/// How guests are executed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Accel {
+    /// KVM where it runs a probe guest, else software emulation.
+    Auto,
+    /// KVM.
+    Kvm,
+    /// Software emulation.
+    Tcg,
+}
+
+/// Form of the daemon's log lines.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// Where `s3://` artifacts are read from.
+#[derive(Debug, Clone)]
+pub(crate) enum S3Source {
+    /// The S3 in this daemon.
+    Embedded,
+    /// Another S3.
+    Outside(OutsideS3),
+}
+
+/// Another S3 than the daemon's own.
+#[derive(Debug, Clone)]
+pub(crate) struct OutsideS3 {
+    /// `https://host[:port]`; none for AWS itself.
+    pub(crate) endpoint: Option<String>,
+    /// Its region.
+    pub(crate) region: String,
+    /// Access key and secret.
+    pub(crate) access_key: (String, SecretString),
+}
+
+/// What guests may reach and how.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct NetworkConfig {
+    /// Addresses of the links between host and slots; none for the default.
+    pub(crate) slots: Option<Cidr>,
+    /// Slots that are kept made ahead of need.
+    pub(crate) warm_slots: usize,
+    /// Resolvers for the guests' queries; empty for the host's own.
+    pub(crate) dns: Vec<SocketAddr>,
+    /// Ranges to block besides those that always are.
+    pub(crate) block: Vec<Cidr>,
+    /// Ranges to let through although they are blocked.
+    pub(crate) allow: Vec<Cidr>,
+}
+
+/// What the command line and the environment may say; it wins over the file.
+#[derive(Debug, Clone, Default, Args)]
+pub(crate) struct Overrides {
+    /// TOML file with the configuration
+    #[arg(long, value_name = "FILE", env = "DORMOUSE_CONFIG", global = true)]
+    pub(crate) config: Option<PathBuf>,
+    /// Where everything is kept [default: /var/lib/dormouse]
+    #[arg(long, value_name = "DIR", env = "DORMOUSE_DATA_DIR", global = true)]
+    pub(crate) data_dir: Option<PathBuf>,
+}
+
+/// What the command line and the environment may say of a daemon.
+#[derive(Debug, Clone, Default, Args)]
+pub(crate) struct ServeOverrides {
+    /// Where the control API and S3 listen [default: 127.0.0.1:9400]
+    #[arg(long, value_name = "ADDR", env = "DORMOUSE_API_ADDR")]
+    pub(crate) api_addr: Option<SocketAddr>,
+    /// Where the TLS ingress listens [default: 127.0.0.1:9443]
+    #[arg(long, value_name = "ADDR", env = "DORMOUSE_INGRESS_ADDR")]
+    pub(crate) ingress_addr: Option<SocketAddr>,
+    /// How guests are executed [default: auto]
+    #[arg(long, value_enum, env = "DORMOUSE_ACCEL")]
+    pub(crate) accel: Option<Accel>,
+    /// Host names of MicroVMs are UUID.DOMAIN [default: lambda-microvm.REGION.localhost]
+    #[arg(long, value_name = "DOMAIN", env = "DORMOUSE_ENDPOINT_DOMAIN")]
+    pub(crate) endpoint_domain: Option<String>,
+    /// Port at which clients reach the ingress [default: the one that it listens on]
+    #[arg(long, value_name = "PORT", env = "DORMOUSE_ENDPOINT_PORT")]
+    pub(crate) endpoint_port: Option<u16>,
+    /// Where kernel, agent and base images are
+    #[arg(long, value_name = "DIR", env = "DORMOUSE_ASSETS")]
+    pub(crate) assets_dir: Option<PathBuf>,
+    /// Form of the log lines [default: text]
+    #[arg(long, value_enum, env = "DORMOUSE_LOG_FORMAT")]
+    pub(crate) log_format: Option<LogFormat>,
+}
+
+/// Why there is no configuration.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ConfigError {
+    /// The file cannot be read.
+    #[error("read configuration {path}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// The operating system's answer.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The file is not TOML, or has a key that does not exist.
+    #[error("configuration {path}, line {line}: {problem}")]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// The line, from 1.
+        line: usize,
+        /// The parser's words.
+        problem: String,
+    },
+    /// A value makes no sense.
+    #[error("configuration key `{key}`: {problem}; {remedy}")]
+    Value {
+        /// The key, as in `network.dns`.
+        key: &'static str,
+        /// What is wrong.
+        problem: String,
+        /// What to write instead.
+        remedy: &'static str,
+    },
+}
+
+/// The file as written.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Raw {
+    data_dir: Option<PathBuf>,
+    api_addr: Option<SocketAddr>,
+    ingress_addr: Option<SocketAddr>,
+    region: Option<String>,
+    account: Option<String>,
+    accel: Option<Accel>,
+    assets_dir: Option<PathBuf>,
+    endpoint: RawEndpoint,
+    s3: Option<RawS3>,
+    network: RawNetwork,
+    build: RawBuild,
+    log: RawLog,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawEndpoint {
+    domain: Option<String>,
+    port: Option<u16>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawS3 {
+    endpoint: Option<String>,
+    region: Option<String>,
+    access_key_id: Option<String>,
+    secret_access_key: Option<SecretString>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawNetwork {
+    slots: Option<String>,
+    warm_slots: Option<usize>,
+    dns: Vec<String>,
+    block: Vec<String>,
+    allow: Vec<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawBuild {
+    concurrency: Option<usize>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawLog {
+    format: Option<LogFormat>,
+}
+
+impl Config {
+    /// Reads the file, if one is named, and puts everything together.
+    pub(crate) fn load(over: &Overrides, serve: &ServeOverrides) -> Result<Self, ConfigError> {
+        let raw = over.config.as_deref().map_or(Ok(Raw::default()), read)?;
+        let region = region(raw.region)?;
+        let endpoint_domain = serve.endpoint_domain.clone().or(raw.endpoint.domain);
+        Ok(Self {
+            data_dir: data_dir(over.data_dir.clone().or(raw.data_dir))?,
+            api_addr: serve.api_addr.or(raw.api_addr).unwrap_or(API_ADDR),
+            ingress_addr: serve
+                .ingress_addr
+                .or(raw.ingress_addr)
+                .unwrap_or(INGRESS_ADDR),
+            account: account(raw.account)?,
+            accel: serve.accel.or(raw.accel).unwrap_or(Accel::Auto),
+            endpoint_domain: domain(endpoint_domain, &region)?,
+            endpoint_port: port(serve.endpoint_port.or(raw.endpoint.port))?,
+            assets_dir: serve.assets_dir.clone().or(raw.assets_dir),
+            s3: raw
+                .s3
+                .map_or(Ok(S3Source::Embedded), |s3| outside_s3(s3, &region))?,
+            network: network(&raw.network)?,
+            builds_at_once: builds_at_once(raw.build.concurrency)?,
+            log_format: serve
+                .log_format
+                .or(raw.log.format)
+                .unwrap_or(LogFormat::Text),
+            region,
+        })
+    }
+
+    /// The metadata database.
+    pub(crate) fn database(&self) -> PathBuf {
+        self.data_dir.join("dormouse.db")
+    }
+
+    /// What clients are told to connect to: a bare host name where the port is HTTPS's own.
+    ///
+    /// `listening` is the port that the ingress really listens on.
+    pub(crate) fn endpoint(&self, id: &EndpointId, listening: u16) -> String {
+        match self.endpoint_port.unwrap_or(listening) {
+            HTTPS_PORT => format!("{id}.{}", self.endpoint_domain),
+            port => format!("{id}.{}:{port}", self.endpoint_domain),
+        }
+    }
+}
+
+/// The configuration as the daemon says it at its start: one line for each part, no secrets.
+impl fmt::Display for Config {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "data_dir = {:?}", self.data_dir)?;
+        writeln!(f, "api_addr = \"{}\"", self.api_addr)?;
+        writeln!(f, "ingress_addr = \"{}\"", self.ingress_addr)?;
+        writeln!(f, "region = \"{}\"", self.region)?;
+        writeln!(f, "account = \"{}\"", self.account)?;
+        writeln!(f, "accel = \"{:?}\"", self.accel)?;
+        writeln!(f, "endpoint.domain = \"{}\"", self.endpoint_domain)?;
+        match &self.s3 {
+            S3Source::Embedded => writeln!(f, "s3 = embedded")?,
+            S3Source::Outside(s3) => {
+                let endpoint = s3.endpoint.as_deref().unwrap_or("AWS");
+                let key = &s3.access_key.0;
+                writeln!(f, "s3 = {endpoint}, region {}, access key {key}", s3.region)?;
+            }
+        }
+        write!(f, "build.concurrency = {}", self.builds_at_once)
+    }
+}
+
+fn read(path: &Path) -> Result<Raw, ConfigError> {
+    let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read {
+        path: path.to_owned(),
+        source,
+    })?;
+    toml::from_str(&text).map_err(|error: toml::de::Error| {
+        let start = error.span().map_or(0, |span| span.start);
+        ConfigError::Parse {
+            path: path.to_owned(),
+            line: text[..start].lines().count().max(1),
+            // Its own form quotes the line, and with it perhaps a secret.
+            problem: error.message().to_owned(),
+        }
+    })
+}
+
+fn data_dir(path: Option<PathBuf>) -> Result<PathBuf, ConfigError> {
+    let path = path.unwrap_or_else(|| DATA_DIR.into());
+    std::path::absolute(&path).map_err(|error| ConfigError::Value {
+        key: "data_dir",
+        problem: format!("{path:?} is not a path: {error}"),
+        remedy: "name a folder, as in \"/var/lib/dormouse\"",
+    })
+}
+
+fn region(text: Option<String>) -> Result<String, ConfigError> {
+    let region = text.unwrap_or_else(|| REGION.to_owned());
+    if is_label(&region) {
+        return Ok(region);
+    }
+    Err(ConfigError::Value {
+        key: "region",
+        problem: format!("{region:?} is not a region"),
+        remedy: "write one as AWS does, as in \"us-east-1\"",
+    })
+}
+
+fn account(text: Option<String>) -> Result<AccountId, ConfigError> {
+    let text = text.unwrap_or_else(|| ACCOUNT.to_owned());
+    AccountId::parse(&text).ok_or_else(|| ConfigError::Value {
+        key: "account",
+        problem: format!("{text:?} is not an account"),
+        remedy: "write twelve digits in quotes, as in \"000000000000\"",
+    })
+}
+
+fn domain(text: Option<String>, region: &str) -> Result<String, ConfigError> {
+    // RFC 1035's 253, less the UUID and its dot in front.
+    const DOMAIN_LEN_MAX: usize = 253 - 37;
+    let domain = text.unwrap_or_else(|| format!("lambda-microvm.{region}.localhost"));
+    if domain.len() <= DOMAIN_LEN_MAX && domain.split('.').all(is_label) {
+        return Ok(domain);
+    }
+    Err(ConfigError::Value {
+        key: "endpoint.domain",
+        problem: format!("{domain:?} is not a domain name"),
+        remedy: "write lower-case labels with dots between them, as in \"vm.example.com\"",
+    })
+}
+
+fn is_label(text: &str) -> bool {
+    let inner = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+    (1..=63).contains(&text.len())
+        && text.bytes().all(inner)
+        && !text.starts_with('-')
+        && !text.ends_with('-')
+}
+
+fn port(port: Option<u16>) -> Result<Option<u16>, ConfigError> {
+    if port == Some(0) {
+        return Err(ConfigError::Value {
+            key: "endpoint.port",
+            problem: "0 is not a port".to_owned(),
+            remedy: "write the port at which clients reach the ingress, as in 443",
+        });
+    }
+    Ok(port)
+}
+
+fn outside_s3(raw: RawS3, region: &str) -> Result<S3Source, ConfigError> {
+    if let Some(endpoint) = &raw.endpoint {
+        let authority = ["http://", "https://"]
+            .iter()
+            .find_map(|scheme| endpoint.strip_prefix(scheme));
+        if !authority.is_some_and(|rest| !rest.is_empty() && !rest.contains(['@', '?', '#'])) {
+            return Err(ConfigError::Value {
+                key: "s3.endpoint",
+                problem: format!("{endpoint:?} is not an address"),
+                remedy: "write one as in \"https://s3.example.com\"",
+            });
+        }
+    }
+    match (raw.access_key_id, raw.secret_access_key) {
+        (Some(id), Some(secret)) => Ok(S3Source::Outside(OutsideS3 {
+            endpoint: raw.endpoint,
+            region: raw.region.unwrap_or_else(|| region.to_owned()),
+            access_key: (id, secret),
+        })),
+        _ => Err(ConfigError::Value {
+            key: "s3",
+            problem: "an outside S3 needs a key".to_owned(),
+            remedy: "set access_key_id and secret_access_key, or leave [s3] out to use the embedded one",
+        }),
+    }
+}
+
+fn network(raw: &RawNetwork) -> Result<NetworkConfig, ConfigError> {
+    let warm_slots = raw.warm_slots.unwrap_or(limits::SLOTS_WARM);
+    if warm_slots > usize::from(limits::SLOTS_MAX) {
+        return Err(ConfigError::Value {
+            key: "network.warm_slots",
+            problem: format!("{warm_slots} is more than a host can have"),
+            remedy: "write a small number, as in 4",
+        });
+    }
+    Ok(NetworkConfig {
+        slots: raw
+            .slots
+            .as_deref()
+            .map(|text| cidr("network.slots", text))
+            .transpose()?,
+        warm_slots,
+        dns: raw
+            .dns
+            .iter()
+            .map(|text| resolver(text))
+            .collect::<Result<_, _>>()?,
+        block: cidrs("network.block", &raw.block)?,
+        allow: cidrs("network.allow", &raw.allow)?,
+    })
+}
+
+fn cidrs(key: &'static str, texts: &[String]) -> Result<Vec<Cidr>, ConfigError> {
+    texts.iter().map(|text| cidr(key, text)).collect()
+}
+
+fn cidr(key: &'static str, text: &str) -> Result<Cidr, ConfigError> {
+    text.parse().map_err(|error| ConfigError::Value {
+        key,
+        problem: format!("{error}"),
+        remedy: "write ranges as in \"10.1.0.0/16\", with no bits set after the prefix",
+    })
+}
+
+fn resolver(text: &str) -> Result<SocketAddr, ConfigError> {
+    let address = text
+        .parse::<IpAddr>()
+        .map(|ip| SocketAddr::new(ip, DNS_PORT));
+    address
+        .or_else(|_| text.parse::<SocketAddr>())
+        .map_err(|_| ConfigError::Value {
+            key: "network.dns",
+            problem: format!("{text:?} is not a resolver"),
+            remedy: "write addresses, as in [\"9.9.9.9\", \"192.0.2.1:5353\"]",
+        })
+}
+
+fn builds_at_once(number: Option<usize>) -> Result<usize, ConfigError> {
+    match number.unwrap_or(limits::BUILDS_AT_ONCE) {
+        number @ 1..=limits::BUILD_QUEUE => Ok(number),
+        number => Err(ConfigError::Value {
+            key: "build.concurrency",
+            problem: format!("{number} builds at once make no sense"),
+            remedy: "write a number from 1 to 64",
+        }),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,138 @@
+use super::*;
+
+fn load(toml: &str) -> Result<Config, ConfigError> {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), toml).unwrap();
+    let over = Overrides {
+        config: Some(file.path().to_owned()),
+        data_dir: None,
+    };
+    Config::load(&over, &ServeOverrides::default())
+}
+
+fn error_chain(toml: &str) -> String {
+    let error = load(toml).unwrap_err();
+    format!("{:#}", anyhow::Error::new(error))
+}
+
+#[test]
+fn an_empty_file_means_the_defaults() {
+    let config = load("").unwrap();
+    assert_eq!(config.data_dir, Path::new("/var/lib/dormouse"));
+    assert_eq!(config.api_addr.to_string(), "127.0.0.1:9400");
+    assert_eq!(config.ingress_addr.to_string(), "127.0.0.1:9443");
+    assert_eq!(config.endpoint_domain, "lambda-microvm.us-east-1.localhost");
+    assert!(matches!(config.s3, S3Source::Embedded));
+}
+
+#[test]
+fn every_key_has_its_place() {
+    let config = load(
+        r#"
+        data_dir = "/srv/dormouse"
+        api_addr = "0.0.0.0:1"
+        ingress_addr = "[::]:2"
+        region = "eu-north-1"
+        account = "123456789012"
+        accel = "tcg"
+        assets_dir = "/opt/assets"
+        [endpoint]
+        domain = "vm.example.com"
+        port = 443
+        [s3]
+        endpoint = "https://s3.example.com"
+        access_key_id = "AKIA"
+        secret_access_key = "hush"
+        [network]
+        slots = "10.9.0.0/16"
+        warm_slots = 0
+        dns = ["9.9.9.9", "[2620:fe::fe]:5353"]
+        block = ["100.64.0.0/10"]
+        allow = ["10.1.2.3/32"]
+        [build]
+        concurrency = 3
+        [log]
+        format = "json"
+        "#,
+    )
+    .unwrap();
+    assert_eq!(config.account.as_str(), "123456789012");
+    assert_eq!(config.accel, Accel::Tcg);
+    assert_eq!(config.builds_at_once, 3);
+    assert_eq!(config.network.dns[0].to_string(), "9.9.9.9:53");
+    let said = format!("{config} {config:?}");
+    assert!(
+        said.contains("region eu-north-1") && !said.contains("hush"),
+        "{said}"
+    );
+}
+
+#[test]
+fn the_command_line_wins_over_the_file() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(
+        file.path(),
+        "data_dir = \"/file\"\napi_addr = \"127.0.0.1:1\"\naccel = \"kvm\"",
+    )
+    .unwrap();
+    let over = Overrides {
+        config: Some(file.path().to_owned()),
+        data_dir: Some("relative".into()),
+    };
+    let serve = ServeOverrides {
+        api_addr: Some("127.0.0.1:2".parse().unwrap()),
+        ..ServeOverrides::default()
+    };
+    let config = Config::load(&over, &serve).unwrap();
+    assert!(config.data_dir.is_absolute() && config.data_dir.ends_with("relative"));
+    assert_eq!(config.api_addr.port(), 2);
+    assert_eq!(config.accel, Accel::Kvm);
+}
+
+#[test]
+fn a_mistake_is_named_with_its_remedy() {
+    for (toml, key, remedy) in [
+        ("account = \"12\"", "account", "twelve digits"),
+        ("region = \"US east\"", "region", "us-east-1"),
+        ("[endpoint]\ndomain = \".x\"", "endpoint.domain", "labels"),
+        ("[endpoint]\nport = 0", "endpoint.port", "443"),
+        ("[s3]\nregion = \"us-east-1\"", "`s3`", "access_key_id"),
+        ("[s3]\nendpoint = \"ftp://x\"", "s3.endpoint", "https://"),
+        (
+            "[network]\nblock = [\"10.0.0.1/8\"]",
+            "network.block",
+            "prefix",
+        ),
+        ("[network]\ndns = [\"resolver\"]", "network.dns", "9.9.9.9"),
+        (
+            "[network]\nwarm_slots = 100000",
+            "network.warm_slots",
+            "small",
+        ),
+        ("[build]\nconcurrency = 0", "build.concurrency", "1 to 64"),
+        ("data_dri = \"/x\"", "data_dri", "data_dir"),
+        ("accel = \"fast\"", "fast", "auto"),
+    ] {
+        let said = error_chain(toml);
+        assert!(
+            said.contains(key) && said.contains(remedy),
+            "{toml}: {said}"
+        );
+    }
+    let said = error_chain("[s3]\nsecret_access_key = \"hush\"\nacces_key_id = \"AKIA\"");
+    assert!(
+        !said.contains("hush"),
+        "a parse error quotes a secret: {said}"
+    );
+}
+
+#[test]
+fn an_endpoint_shows_its_port_unless_it_is_that_of_https() {
+    let id = EndpointId::new(uuid::Uuid::from_u128(1));
+    let mut config = load("").unwrap();
+    let host = format!("{id}.lambda-microvm.us-east-1.localhost");
+    assert_eq!(config.endpoint(&id, 9443), format!("{host}:9443"));
+    assert_eq!(config.endpoint(&id, 443), host);
+    config.endpoint_port = Some(443);
+    assert_eq!(config.endpoint(&id, 9443), host);
+}

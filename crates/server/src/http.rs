@@ -1,0 +1,91 @@
+//! The plain listener: the control API and, for every path that is not its own, the embedded S3.
+
+use crate::api;
+use crate::app::App;
+use crate::keys::Keys;
+use crate::s3;
+use dormouse_api::route::is_control_path;
+use dormouse_core::limits;
+use http::{Request, Response};
+use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+/// What the listener serves.
+#[derive(Debug)]
+pub(crate) struct Service {
+    pub(crate) app: Arc<App>,
+    pub(crate) keys: Arc<Keys>,
+    pub(crate) s3: s3::Service,
+}
+
+/// Accepts until `stop`, then lets requests under way end.
+pub(crate) async fn serve(listener: TcpListener, service: Arc<Service>, stop: CancellationToken) {
+    let places = Arc::new(Semaphore::new(limits::CONNECTIONS_MAX));
+    let connections = TaskTracker::new();
+    loop {
+        let Ok(place) = Arc::clone(&places).acquire_owned().await else { break };
+        let accepted = tokio::select! {
+            () = stop.cancelled() => break,
+            accepted = listener.accept() => accepted,
+        };
+        let stream = match accepted {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                // Out of descriptors, mostly: others must close theirs first.
+                tracing::warn!(%error, "connection was not accepted");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        let service = Arc::clone(&service);
+        let stop = stop.clone();
+        connections.spawn(async move {
+            let _place = place;
+            let mut http = auto::Builder::new(TokioExecutor::new());
+            http.http1()
+                .timer(TokioTimer::new())
+                .header_read_timeout(limits::HTTP_HEAD_TIMEOUT)
+                .max_headers(limits::HTTP_HEADERS_MAX)
+                .max_buf_size(limits::HTTP_HEAD_BYTES_MAX);
+            let service = service_fn(move |request| {
+                let service = Arc::clone(&service);
+                async move { Ok::<_, Infallible>(answer(&service, request).await) }
+            });
+            let connection = http.serve_connection(TokioIo::new(stream), service);
+            tokio::pin!(connection);
+            tokio::select! {
+                _ = connection.as_mut() => {}
+                () = stop.cancelled() => {
+                    connection.as_mut().graceful_shutdown();
+                    let _ = connection.await;
+                }
+            }
+        });
+    }
+    connections.close();
+    let _ = tokio::time::timeout(limits::INGRESS_DRAIN_TIMEOUT, connections.wait()).await;
+}
+
+async fn answer(service: &Service, request: Request<Incoming>) -> Response<s3::Body> {
+    if !is_control_path(request.uri().path()) {
+        return service.s3.call(request).await;
+    }
+    let (parts, body) = request.into_parts();
+    let response = match Limited::new(body, limits::API_BODY_BYTES_MAX).collect().await {
+        Ok(body) => api::handle(&service.app, &service.keys, &parts, &body.to_bytes()).await,
+        Err(error) if error.is::<LengthLimitError>() => api::body_too_large(),
+        // The client is gone, or has broken HTTP: nobody reads this.
+        Err(_) => api::body_too_large(),
+    };
+    response.map(|body| Full::new(body).map_err(|never| match never {}).boxed_unsync())
+}

@@ -1,0 +1,130 @@
+//! What must hold when a body breaks off, the daemon crashes or the disk is full.
+
+use super::*;
+use std::process::Command;
+
+fn sent(
+    chunks: Vec<Result<Bytes, StdError>>,
+) -> Incoming<impl Stream<Item = Result<Bytes, StdError>> + Send> {
+    Incoming::unclaimed(stream::iter(chunks))
+}
+
+async fn put(
+    storage: &Storage,
+    key: &str,
+    chunks: Vec<Result<Bytes, StdError>>,
+) -> Result<Object, StorageError> {
+    let attributes = Attributes::default();
+    storage
+        .put("bucket", key, attributes, Condition::None, sent(chunks))
+        .await
+}
+
+async fn content(storage: &Storage, object: &Object) -> Vec<u8> {
+    let body = storage.read(object, 0..object.blob.size).await.unwrap();
+    let chunks: Vec<Bytes> = body.try_collect().await.unwrap();
+    chunks.concat()
+}
+
+fn files(dir: &Path) -> usize {
+    std::fs::read_dir(dir.join("blobs")).unwrap().count()
+}
+
+async fn open(dir: &Path) -> Storage {
+    let storage = Storage::open(dir).await.unwrap();
+    storage.create_bucket("bucket".to_owned()).await.unwrap();
+    storage
+}
+
+#[tokio::test]
+async fn a_body_that_breaks_off_leaves_the_old_object_and_no_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let storage = open(dir.path()).await;
+    put(&storage, "a", vec![Ok("old".into())]).await.unwrap();
+    let cut = vec![Ok(vec![0; 3 << 20].into()), Err("connection reset".into())];
+    let error = put(&storage, "a", cut).await.unwrap_err();
+    assert!(matches!(error, StorageError::Body(_)), "{error:?}");
+    let kept = storage.head("bucket", "a").await.unwrap();
+    assert_eq!(content(&storage, &kept).await, b"old");
+    assert_eq!(files(dir.path()), 1);
+}
+
+#[tokio::test]
+async fn objects_survive_a_reopen_and_a_crashs_leftovers_do_not() {
+    let dir = tempfile::tempdir().unwrap();
+    let storage = open(dir.path()).await;
+    let written = put(&storage, "a", vec![Ok("kept".into())]).await.unwrap();
+    drop(storage);
+    std::fs::write(dir.path().join("blobs/0123456789abcdef"), "unnamed").unwrap();
+    std::fs::write(dir.path().join("blobs/0123456789abcdef#1"), "half written").unwrap();
+
+    let storage = open(dir.path()).await;
+    assert_eq!(files(dir.path()), 1);
+    let found = storage.head("bucket", "a").await.unwrap();
+    assert_eq!(found, written);
+    assert_eq!(content(&storage, &found).await, b"kept");
+}
+
+#[tokio::test]
+async fn an_object_that_is_replaced_while_it_is_read_is_read_to_its_end() {
+    let dir = tempfile::tempdir().unwrap();
+    let storage = open(dir.path()).await;
+    let old = put(&storage, "a", vec![Ok(vec![1; 1 << 20].into())])
+        .await
+        .unwrap();
+    let body = storage.read(&old, 0..old.blob.size).await.unwrap();
+    put(&storage, "a", vec![Ok("new".into())]).await.unwrap();
+    let chunks: Vec<Bytes> = body.try_collect().await.unwrap();
+    assert_eq!(chunks.concat(), vec![1; 1 << 20]);
+    assert_eq!(files(dir.path()), 1);
+}
+
+/// A file system of its own, unmounted at the end.
+struct SmallDisk(tempfile::TempDir);
+
+impl SmallDisk {
+    fn mount() -> Option<Self> {
+        let dir = tempfile::tempdir().unwrap();
+        let mut mount = Command::new("mount");
+        mount
+            .args(["-t", "tmpfs", "-o", "size=8m", "tmpfs"])
+            .arg(dir.path());
+        mount
+            .status()
+            .is_ok_and(|status| status.success())
+            .then_some(Self(dir))
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let unmounted = Command::new("umount").arg("-l").arg(self.0.path()).status();
+        assert!(
+            unmounted.is_ok_and(|status| status.success()),
+            "{:?} stays mounted",
+            self.0
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_full_disk_is_told_and_changes_nothing() {
+    // Only root may mount; the tests of whole microVMs need root as well.
+    let Some(disk) = SmallDisk::mount() else {
+        assert!(
+            !rustix::process::geteuid().is_root(),
+            "root cannot mount a tmpfs"
+        );
+        return;
+    };
+    let dir = disk.0.path().join("s3");
+    let storage = open(&dir).await;
+    put(&storage, "a", vec![Ok("old".into())]).await.unwrap();
+    let large = (0..64).map(|_| Ok(vec![7; 1 << 20].into())).collect();
+    let error = put(&storage, "a", large).await.unwrap_err();
+    assert!(error.is_disk_full(), "{error:?}");
+    let kept = storage.head("bucket", "a").await.unwrap();
+    assert_eq!(content(&storage, &kept).await, b"old");
+    assert_eq!(files(&dir), 1);
+    put(&storage, "b", vec![Ok("fits".into())]).await.unwrap();
+}

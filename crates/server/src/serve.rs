@@ -1,0 +1,259 @@
+//! `dormouse serve`: puts the parts together, runs until it is told to stop, and leaves MicroVMs running.
+
+use crate::app::App;
+use crate::assets::Assets;
+use crate::builds::Builds;
+use crate::config::{self, Config};
+use crate::daemon::{DaemonFile, DataLock};
+use crate::http::{self, Service};
+use crate::keys::Keys;
+use crate::objects::Objects;
+use crate::s3;
+use crate::telemetry;
+use crate::upstreams::LocalUpstreams;
+use anyhow::{Context, Result};
+use dormouse_api::page::PageKey;
+use dormouse_core::limits;
+use dormouse_image::{ImageConfig, LocalImageError, LocalImages};
+use dormouse_ingress::{Authority, Ingress, TokenKeys};
+use dormouse_node::boot::BootFiles;
+use dormouse_node::driver::Means;
+use dormouse_node::host::slot::{SlotConfig, SlotPool};
+use dormouse_node::layout::Layout;
+use dormouse_node::lifecycle::Host;
+use dormouse_node::node::Node;
+use dormouse_node::vmm::probe;
+use dormouse_node::vmm::qemu::{Accel, Qemu};
+use dormouse_store::Store;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+
+/// What a Dockerfile's FROM calls the managed base image.
+const MANAGED_BASE: &str = "localhost/debian:12";
+
+/// Runs the daemon until SIGTERM or SIGINT.
+pub(crate) async fn run(config: Config) -> Result<()> {
+    telemetry::start(config.log_format);
+    let mut terminated = signal(SignalKind::terminate())?;
+    let mut interrupted = signal(SignalKind::interrupt())?;
+    let running = Running::start(config).await?;
+    tokio::select! {
+        _ = terminated.recv() => {}
+        _ = interrupted.recv() => {}
+    }
+    running.stop().await;
+    Ok(())
+}
+
+/// The daemon's parts that must be told of its end.
+struct Running {
+    app: Arc<App>,
+    slots: Arc<SlotPool>,
+    stop: CancellationToken,
+    listeners: Vec<tokio::task::JoinHandle<()>>,
+    _lock: DataLock,
+}
+
+impl Running {
+    async fn start(config: Config) -> Result<Self> {
+        let data_dir = config.data_dir.clone();
+        let layout = Layout::new(&data_dir);
+        layout.create().with_context(|| format!("create {}", data_dir.display()))?;
+        let lock = DataLock::acquire(&data_dir)?;
+        let assets = Assets::find(config.assets_dir.as_deref())?;
+        let keys = Arc::new(Keys::open_or_create(&data_dir, &config.account)?);
+        let api = listen(config.api_addr, "api_addr").await?;
+        let ingress = listen(config.ingress_addr, "ingress_addr").await?;
+
+        let images = prepare_images(&layout, &assets).await?;
+        let slots = SlotPool::start(slot_config(&config)).await.context("network slots")?;
+        let means = Arc::new(means(&config, &layout, &assets, Arc::clone(&slots)).await?);
+        let node = Node::start(Arc::clone(&means)).await?;
+        let s3 = s3::Service::open(&data_dir, &config.region, Arc::clone(&keys)).await;
+        let s3 = s3.context("embedded S3")?;
+        let objects = Objects::new(&config.s3, s3.clone());
+        let region = config.region.clone();
+        let at_once = config.builds_at_once;
+        let builds = Builds::start(Arc::clone(&means), images, objects, region, at_once).await?;
+
+        let (authority, tokens) = credentials(&data_dir)?;
+        let app = Arc::new(App {
+            ingress_port: ingress.local_addr()?.port(),
+            store: means.store.clone(),
+            node: Arc::clone(&node),
+            builds,
+            tokens: Arc::clone(&tokens),
+            pages: PageKey::new(&page_secret()?),
+            config,
+        });
+        let tls = authority.server_config(&app.config.endpoint_domain, &[])?;
+        let proxy = Arc::new(Ingress::new(
+            dormouse_ingress::Config::new(&app.config.endpoint_domain),
+            Arc::new(tls),
+            tokens,
+            Arc::new(LocalUpstreams(node)),
+        ));
+        announce(&app, api.local_addr()?, ingress.local_addr()?, means.host.vmm.name()).await?;
+
+        let stop = CancellationToken::new();
+        let service = Arc::new(Service { app: Arc::clone(&app), keys, s3 });
+        let listeners = vec![
+            tokio::spawn(http::serve(api, service, stop.clone())),
+            tokio::spawn(dormouse_ingress::serve(ingress, proxy, stop.clone())),
+        ];
+        Ok(Self { app, slots, stop, listeners, _lock: lock })
+    }
+
+    /// No new requests, then no new transitions, then nothing of ours; MicroVMs run on.
+    async fn stop(self) {
+        tracing::info!("stopping; microvms keep running");
+        self.stop.cancel();
+        for listener in self.listeners {
+            let _ = listener.await;
+        }
+        self.app.builds.stop().await;
+        self.app.node.stop().await;
+        self.slots.stop().await;
+        tracing::info!("stopped");
+    }
+}
+
+async fn listen(addr: SocketAddr, key: &str) -> Result<TcpListener> {
+    TcpListener::bind(addr).await.with_context(|| format!("listen on {addr} (`{key}`)"))
+}
+
+/// Opens the local images; the managed base is made from the assets when it is missing.
+async fn prepare_images(layout: &Layout, assets: &Assets) -> Result<LocalImages> {
+    let (dir, tar) = (layout.images(), assets.base_tar());
+    tokio::task::spawn_blocking(move || {
+        let images = LocalImages::open(&dir)?;
+        if let Err(LocalImageError::Unknown { .. }) = images.resolve(MANAGED_BASE) {
+            tracing::info!(image = MANAGED_BASE, "making the managed base image");
+            let disk_bytes = limits::disk_bytes(limits::MEMORY_DEFAULT_MIB);
+            images.import_rootfs_tar(MANAGED_BASE, &tar, ImageConfig::bare(), disk_bytes)?;
+        }
+        Ok(images)
+    })
+    .await?
+}
+
+async fn means(
+    config: &Config,
+    layout: &Layout,
+    assets: &Assets,
+    slots: Arc<SlotPool>,
+) -> Result<Means> {
+    let boot = {
+        let (layout, assets) = (layout.clone(), assets.clone());
+        tokio::task::spawn_blocking(move || {
+            BootFiles::install(&layout, &assets.kernel(), &assets.agent(), &assets.modules())
+        })
+    };
+    let boot = boot.await?.context("install guest kernel and agent")?;
+    let program = Path::new(QEMU);
+    let accel = acceleration(config, &boot).await?;
+    let vmm = Qemu::new(program.to_owned(), accel, Arc::clone(&slots));
+    slots.release_orphans(&Qemu::slots_in_use(&layout.vm_dirs()?)?).await.context("network slots")?;
+    Ok(Means {
+        host: Host { layout: layout.clone(), vmm: Arc::new(vmm), boot },
+        store: Store::sqlite(&config.data_dir.join("dormouse.db")).await?,
+        transitions: Semaphore::new(limits::TRANSITIONS_AT_ONCE),
+        stop: CancellationToken::new(),
+    })
+}
+
+/// QEMU's program, found by `PATH`.
+pub(crate) const QEMU: &str = "qemu-system-x86_64";
+
+/// What is configured, or what a probe guest proved; the answer is kept with the boot files it was made with.
+async fn acceleration(config: &Config, boot: &BootFiles) -> Result<Accel> {
+    let (accel, reason) = match config.accel {
+        config::Accel::Kvm => (Accel::Kvm, "as configured".to_owned()),
+        config::Accel::Tcg => (Accel::Tcg, "as configured".to_owned()),
+        config::Accel::Auto => {
+            let scratch = config.data_dir.join("probe");
+            tokio::fs::create_dir_all(&scratch).await?;
+            let answer = probe::accel(Path::new(QEMU), &boot.kernel, &boot.initramfs, &scratch).await;
+            tokio::fs::remove_dir_all(&scratch).await?;
+            (answer.accel, answer.reason)
+        }
+    };
+    tracing::info!(?accel, reason, "acceleration");
+    Ok(accel)
+}
+
+fn slot_config(config: &Config) -> SlotConfig {
+    let mut slots = SlotConfig::new(owner_tag(&config.data_dir));
+    slots.warm = config.network.warm_slots;
+    if let Some(network) = config.network.slots {
+        slots.network = network;
+    }
+    slots.block = config.network.block.clone();
+    slots.allow = config.network.allow.clone();
+    slots.resolvers = config.network.dns.clone();
+    slots
+}
+
+/// Tells the slots of this data directory from those of others on the host.
+fn owner_tag(data_dir: &Path) -> String {
+    use std::os::unix::ffi::OsStrExt;
+    let path = data_dir.as_os_str().as_bytes();
+    let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, path);
+    hex::encode(&digest.as_ref()[..3])
+}
+
+fn credentials(data_dir: &Path) -> Result<(Arc<Authority>, Arc<TokenKeys>)> {
+    let tls = data_dir.join("tls");
+    std::fs::create_dir_all(&tls).with_context(|| format!("create {}", tls.display()))?;
+    let authority = Arc::new(Authority::load_or_create(&tls)?);
+    let tokens = Arc::new(TokenKeys::load_or_create(&data_dir.join("keys/tokens.jwks"))?);
+    Ok((authority, tokens))
+}
+
+fn ca_file(data_dir: &Path) -> PathBuf {
+    data_dir.join("tls/ca.pem")
+}
+
+/// Page tokens need not outlive the daemon: a client begins its list again.
+fn page_secret() -> Result<[u8; 32]> {
+    let mut secret = [0; 32];
+    aws_lc_rs::rand::fill(&mut secret).ok().context("no randomness")?;
+    Ok(secret)
+}
+
+/// Tells other commands and the person at the screen where everything is.
+async fn announce(app: &App, api: SocketAddr, ingress: SocketAddr, vmm: &str) -> Result<()> {
+    let data_dir = &app.config.data_dir;
+    let file = DaemonFile {
+        pid: std::process::id(),
+        api_addr: api,
+        ingress_addr: ingress,
+        region: app.config.region.clone(),
+        account: app.config.account.clone(),
+        ca_file: ca_file(data_dir),
+    };
+    file.write(data_dir)?;
+    let data = data_dir.display();
+    let domain = &app.config.endpoint_domain;
+    let port = app.config.endpoint_port.unwrap_or_else(|| ingress.port());
+    let ca = ca_file(data_dir);
+    eprintln!(
+        "dormouse {version} is ready ({vmm})\n\n  \
+         control API and S3   http://{api}\n  \
+         endpoints            https://<endpoint>.{domain}:{port}  (listening on {ingress})\n  \
+         CA certificate       {ca}\n  \
+         data directory       {data}\n\n  \
+         for AWS tools        eval \"$(dormouse env --data-dir {data})\"\n  \
+         build logs           dormouse logs IMAGE --data-dir {data}\n  \
+         stop                 Ctrl-C; microVMs keep running and the next start finds them\n",
+        version = env!("CARGO_PKG_VERSION"),
+        ca = ca.display(),
+    );
+    tracing::info!(%api, %ingress, vmm, "ready");
+    Ok(())
+}

@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# Checks format, lints, and the dependencies' licences and sources.
+set -euo pipefail
+
+cd "$(dirname "$0")/.."
+cargo fmt --all --check
+# The release profile is the one that is tested, so its dependencies are built once for all.
+cargo clippy --locked --release --workspace --all-targets -- -D warnings
+if cargo deny --version >/dev/null 2>&1; then
+    cargo deny --locked check bans licenses sources
+else
+    echo "lint: cargo-deny is not installed (cargo install --locked cargo-deny): dependencies are not checked" >&2
+fi

@@ -1,0 +1,134 @@
+"""One daemon for the whole suite, with one image that most tests share.
+
+The data directory is a file system of its own, in a file, so that a test can fill it without filling the host.
+DORMOUSE_TEST_ACCEL (default tcg) says how the guests are executed.
+"""
+
+import concurrent.futures
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from harness.artifact import zip_folder
+from harness.cloud import Cloud
+from harness.daemon import CACHE, Daemon
+
+HERE = Path(__file__).parent
+APPS = HERE.parent / "apps"
+ACCEL = os.environ.get("DORMOUSE_TEST_ACCEL", "tcg")
+DISK_GIB = 24
+# In this order: those that end the daemon come last.
+MODULES = [
+    "test_api", "test_bad_artifacts", "test_flow", "test_clones", "test_ingress", "test_isolation", "test_lifecycle",
+    "test_disk_full", "test_waiting", "test_restart",
+]
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: MODULES.index(item.module.__name__))
+
+
+@pytest.fixture(scope="session")
+def home():
+    """A folder with a file system of its own."""
+    folder = CACHE / "e2e"
+    disk = CACHE / "e2e.ext4"
+    subprocess.run(["umount", "--quiet", folder], check=False)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    with disk.open("wb") as file:
+        file.truncate(DISK_GIB << 30)
+    subprocess.run(["mke2fs", "-q", "-F", "-t", "ext4", "-m", "0", disk], check=True)
+    subprocess.run(["mount", "-o", "loop", disk, folder], check=True)
+    yield folder
+    subprocess.run(["umount", "--lazy", folder], check=True)
+    disk.unlink()
+
+
+@pytest.fixture(scope="session")
+def daemon(home):
+    """A daemon that serves all tests. At the end nothing may be left of it, and its log must be clean."""
+    log = CACHE / "e2e.log"
+    log.unlink(missing_ok=True)
+    daemon = Daemon(home / "data", log, options=["--accel", ACCEL, "--log-format", "json"])
+    namespaces = network_namespaces()
+    daemon.start()
+    own_namespaces = network_namespaces() - namespaces
+    yield daemon
+    left = daemon.sweep()
+    assert not left, f"machines outlived the suite: {left}"
+    left = network_namespaces() & own_namespaces
+    assert not left, f"network slots outlived the daemon: {left}"
+    assert not unexpected_lines(log), "\n".join(unexpected_lines(log))
+
+
+def network_namespaces():
+    return {path.name for path in Path("/run/netns").glob("*")}
+
+
+# Words of log lines that a test provokes on purpose, with the test's name.
+EXPECTED = {}
+
+
+def unexpected_lines(log):
+    """Warnings and errors of the daemon that no test asked for."""
+    unexpected = []
+    for line in log.read_text(errors="replace").splitlines():
+        try:
+            level = json.loads(line)["level"]
+        except (ValueError, KeyError, TypeError):
+            # What the daemon says in plain words when it starts is no log line; a panic is one.
+            level = "ERROR" if "panicked" in line else "INFO"
+        if level in ("WARN", "ERROR") and not any(words in line for words in EXPECTED):
+            unexpected.append(line)
+    return unexpected
+
+
+@pytest.fixture(scope="session")
+def cloud(daemon):
+    """The daemon as AWS's client sees it."""
+    cloud = Cloud(daemon, daemon.environment())
+    yield cloud
+    if daemon.process.poll() is None:
+        cloud.terminate_all()
+        daemon.stop()
+
+
+@pytest.fixture(scope="session")
+def probe_image(cloud):
+    """An image of the app that tells what a guest sees."""
+    return cloud.build_image(zip_folder(APPS / "probe"), name="probe")
+
+
+@pytest.fixture
+def vm(cloud, probe_image):
+    """A running MicroVM of the test's own."""
+    with cloud.launch(probe_image) as vm:
+        yield vm.running()
+
+
+@pytest.fixture(scope="session")
+def beside(request, cloud, probe_image):
+    """What tests that mostly wait came to: they all began at the start of the suite."""
+    scenarios = {
+        item.name: item.get_closest_marker("beside").kwargs["scenario"]
+        for item in request.session.items if item.get_closest_marker("beside")
+    }
+    with concurrent.futures.ThreadPoolExecutor(len(scenarios) or 1) as pool:
+        yield {name: pool.submit(scenario, cloud, probe_image) for name, scenario in scenarios.items()}
+
+
+@pytest.fixture
+def outcome(request, beside):
+    """What this test's scenario returned; raises what it raised."""
+    return beside[request.node.name].result(timeout=240)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def begin_waiting(request):
+    """Starts what takes long before the first test."""
+    if any(item.get_closest_marker("beside") for item in request.session.items):
+        request.getfixturevalue("beside")

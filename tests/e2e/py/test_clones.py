@@ -1,0 +1,95 @@
+"""MicroVMs of one image: alike until they are thawed, and never after."""
+
+import concurrent.futures
+import time
+
+import pytest
+
+MANY = 20
+
+
+@pytest.fixture
+def siblings(cloud, probe_image):
+    """Four MicroVMs of one image, launched one after the other, with the moment of each launch."""
+    launched = []
+    for _ in range(4):
+        began = time.time()
+        launched.append((began, cloud.launch(probe_image)))
+    yield [(began, vm.running()) for began, vm in launched]
+    for _, vm in launched:
+        vm.terminate()
+
+
+def test_random_numbers_differ(siblings):
+    drawn = [vm.endpoint.get("/state").json()["random"] for _, vm in siblings]
+    assert len(set(drawn)) == len(siblings)
+
+
+def test_host_names_differ(siblings):
+    names = [vm.endpoint.get("/state").json()["hostname"] for _, vm in siblings]
+    assert len(set(names)) == len(siblings)
+
+
+def test_clocks_are_right(siblings):
+    for _, vm in siblings:
+        asked = time.time()
+        told = vm.endpoint.get("/state").json()["time"]
+        answered = time.time()
+        assert asked - 0.5 <= told <= answered + 0.5
+
+
+def test_app_runs_nothing_between_restore_and_thaw(siblings):
+    """The app samples clock and host name all the time, so the first jump that it saw is the snapshot.
+
+    Had it run before its thaw, there would be samples more in one sibling than in another, or a sample with
+    the new time and the old name, or one with a time between snapshot and launch.
+    """
+    jumps = [vm.endpoint.get("/watch").json()["jumps"] for _, vm in siblings]
+    snapshots = {(seen[0]["samples"], tuple(seen[0]["from"])) for seen in jumps}
+    assert len(snapshots) == 1, "the siblings do not agree on where they were frozen"
+    for (began, vm), seen in zip(siblings, jumps, strict=True):
+        (snapshot_time, snapshot_name), (first_time, first_name) = seen[0]["from"], seen[0]["to"]
+        assert snapshot_time < began <= first_time
+        assert first_name != snapshot_name
+        assert first_name == vm.endpoint.get("/state").json()["hostname"]
+
+
+def test_wake_is_a_single_jump(vm):
+    before = vm.endpoint.get("/watch").json()["jumps"]
+    vm.suspend()
+    vm.wait("SUSPENDED")
+    time.sleep(3)
+    woken = time.time()
+    after = vm.endpoint.get("/watch").json()["jumps"][len(before):]
+    # Software emulation on a busy host can stall a guest for a moment; what matters is the jump over the sleep.
+    over_the_sleep = [jump for jump in after if jump["to"][0] >= woken - 0.5]
+    assert over_the_sleep
+    assert all(jump["from"][1] == jump["to"][1] for jump in after), "the host name stays"
+    assert over_the_sleep[0]["from"][0] < woken - 2, "nothing ran while it slept"
+
+
+def test_twenty_at_once_each_with_its_own_state(cloud, probe_image):
+    def live(number):
+        vm = cloud.launch(probe_image)
+        for _ in range(number + 1):
+            counter = vm.endpoint.get("/").json()["counter"]
+        vm.endpoint.post("/file", f"I am {number}".encode())
+        return vm, counter
+
+    with concurrent.futures.ThreadPoolExecutor(MANY) as pool:
+        lives = list(pool.map(live, range(MANY)))
+    try:
+        running = cloud.daemon.machine_pids()
+        assert {vm.id for vm, _ in lives} <= set(running), "all run at the same time"
+        states = [vm.endpoint.get("/state").json() for vm, _ in lives]
+        assert [counter for _, counter in lives] == list(range(1, MANY + 1))
+        assert [state["counter"] for state in states] == list(range(1, MANY + 1))
+        assert [state["file"] for state in states] == [f"I am {number}" for number in range(MANY)]
+        assert len({state["hostname"] for state in states}) == MANY
+        assert len({state["random"] for state in states}) == MANY
+    finally:
+        for vm, _ in lives:
+            vm.terminate()
+    for vm, _ in lives:
+        vm.wait("TERMINATED")
+    assert not {vm.id for vm, _ in lives} & set(cloud.daemon.machine_pids())

@@ -1,0 +1,75 @@
+"""A full disk: a clear state, nothing corrupt, and all is well once there is room again."""
+
+import contextlib
+import os
+
+import pytest
+from harness.artifact import zip_files
+from harness.cloud import ImageFailed
+
+# Room for records and logs; the daemon must be able to say what is wrong.
+LEFT_BYTES = 4 << 20
+
+
+@pytest.fixture
+def full_disk(cloud):
+    """Fills the data directory's file system for as long as it is entered."""
+
+    @contextlib.contextmanager
+    def fill():
+        filler = cloud.daemon.data_dir.parent / "filler"
+        disk = os.statvfs(filler.parent)
+        with filler.open("wb") as file:
+            os.posix_fallocate(file.fileno(), 0, disk.f_bavail * disk.f_frsize - LEFT_BYTES)
+        try:
+            yield
+        finally:
+            filler.unlink()
+
+    return fill
+
+
+def test_suspend(vm, full_disk):
+    app = vm.endpoint
+    app.get("/")
+    app.post("/file", b"kept")
+    app.post("/ballast?mib=64")
+    digest = app.get("/ballast").json()
+    with full_disk():
+        vm.suspend()
+        record = vm.wait("RUNNING", timeout_s=60)
+        deadline_reason = record.get("stateReason") or ""
+        assert "space" in deadline_reason or "full" in deadline_reason
+        assert app.get("/").json() == {"counter": 2}
+    vm.suspend()
+    vm.wait("SUSPENDED")
+    state = app.get("/state").json()
+    assert (state["counter"], state["file"]) == (2, "kept")
+    assert app.get("/ballast").json() == digest
+
+
+def test_build(cloud, full_disk):
+    dockerfile = (
+        "FROM localhost/debian:12\n"
+        "RUN dd if=/dev/urandom of=/ballast bs=1M count=64\n"
+        'CMD ["python3", "-m", "http.server", "8080"]\n')
+    artifact = zip_files({"Dockerfile": dockerfile})
+    uploaded = cloud.upload(artifact)
+    with full_disk(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cloud, "upload", lambda _: uploaded)
+        with pytest.raises(ImageFailed) as failed:
+            cloud.build_image(artifact)
+        assert failed.value.reason.startswith("DISK_STORAGE_FULL")
+    image = cloud.build_image(artifact)
+    with cloud.launch(image) as vm:
+        assert vm.running().endpoint.get("/").status == 200
+
+
+def test_launch(cloud, probe_image, full_disk):
+    """A launch needs hardly any room; whatever it comes to, the daemon and the image stay well."""
+    with full_disk():
+        vm = cloud.launch(probe_image)
+        vm.wait("RUNNING", "TERMINATED", timeout_s=60)
+        vm.terminate()
+    with cloud.launch(probe_image) as vm:
+        assert vm.running().endpoint.get("/").json() == {"counter": 1}

@@ -1,0 +1,36 @@
+#!/usr/bin/env bash
+# Boots the KVM test host, an emulated AMD machine with SVM and so with a true /dev/kvm, and runs a payload.
+#
+# usage: run.sh FOLDER PAYLOAD     FOLDER as made by host-disk.sh; PAYLOAD a folder with an executable `run`
+# The payload's output comes out here, and its exit status is this script's.
+set -euo pipefail
+
+folder=$1 payload=$2
+timeout_s=${DORMOUSE_KVM_TIMEOUT:-2400}
+work=$(mktemp -d -p "$folder")
+trap 'rm -rf "$work"' EXIT
+
+tar -C "$payload" -chf "$work/payload.tar" .
+truncate -s %512 "$work/payload.tar"
+# The tests write to a layer of their own: the next run finds the host as it was made.
+qemu-img create -q -f qcow2 -F raw -b "$(realpath "$folder/host.ext4")" "$work/host.qcow2"
+
+# SVM is emulated in software, so this needs no KVM of its own and tells the truth about KVM's behaviour, not
+# about its speed.
+timeout --foreground "$timeout_s" qemu-system-x86_64 \
+    -M q35 -accel tcg,thread=multi -cpu max,+svm -m "${DORMOUSE_KVM_MEMORY_MIB:-6144}" -smp 2 \
+    -nodefaults -no-user-config -display none -no-reboot \
+    -kernel "$folder/vmlinuz" -initrd "$folder/initrd" \
+    -append 'console=ttyS0 root=/dev/vda rw init=/sbin/test-host quiet loglevel=3 panic=-1 mitigations=off' \
+    -drive "file=$work/host.qcow2,format=qcow2,if=virtio,cache=unsafe,discard=unmap" \
+    -drive "file=$work/payload.tar,format=raw,if=virtio,readonly=on" \
+    -nic user,model=virtio-net-pci \
+    -device virtio-rng-pci \
+    -serial stdio -serial "file:$work/status" </dev/null || true
+
+status=$(tr -dc 0-9 <"$work/status" 2>/dev/null || true)
+if [ -z "$status" ]; then
+    echo "kvm: the test host ended without a result" >&2
+    exit 1
+fi
+exit "$status"

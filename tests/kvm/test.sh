@@ -1,0 +1,42 @@
+#!/usr/bin/env bash
+# Runs the VMM contract suite and the end-to-end flow with `--accel kvm` on a true /dev/kvm, whatever this machine
+# has: inside a test host that is an emulated AMD machine (`make test-kvm`).
+set -euo pipefail
+
+cd "$(dirname "$0")/../.."
+cache=$(realpath -m "${DORMOUSE_CACHE:-.cache}")
+target=$(realpath -m "${CARGO_TARGET_DIR:-target}")
+kvm=$cache/kvm
+payload=$kvm/payload
+
+tests/kvm/host-disk.sh "$kvm"
+scripts/test-disk.sh "$cache/assets"
+venv=$(scripts/python-env.sh)
+
+# Prints the path of a test executable: `test_executable PACKAGE TEST`.
+test_executable() {
+    cargo test --locked --release -p "$1" --test "$2" --no-run --message-format json 2>/dev/null |
+        python3 -c 'import json, sys
+found = [m["executable"] for m in map(json.loads, sys.stdin)
+         if m.get("executable") and m["target"]["name"] == sys.argv[1]]
+print(found[0])' "$2"
+}
+
+echo "kvm: building the tests" >&2
+contract=$(test_executable dormouse-node contract)
+sdk=$(test_executable dormouse-e2e sdk)
+
+rm -rf "$payload"
+mkdir -p "$payload"/{target/release,cache,tests,examples}
+cp "$target/release/dormouse" "$payload/target/release/"
+cp "$contract" "$payload/vmm-contract"
+cp "$sdk" "$payload/sdk-test"
+cp -r --sparse=always "$cache/assets" "$payload/cache/assets"
+cp -r "$venv/lib/"python3*/site-packages "$payload/site-packages"
+cp -r scripts "$payload/scripts"
+cp -r tests/e2e "$payload/tests/e2e"
+cp -r examples/hello "$payload/examples/hello"
+cp tests/kvm/inside.sh "$payload/run"
+
+tests/kvm/run.sh "$kvm" "$payload"
+echo "kvm: all passed"
