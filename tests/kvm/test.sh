@@ -23,7 +23,7 @@ print(found[0])' "$2"
 }
 
 echo "kvm: building the tests" >&2
-contract=$(test_executable dormouse-node contract)
+contract=$(test_executable dormouse-node vmm_contract)
 sdk=$(test_executable dormouse-e2e sdk)
 
 rm -rf "$payload"

@@ -76,6 +76,8 @@ pub const UNREAD_BODY_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Longest life of an endpoint token, in minutes.
 pub const TOKEN_MINUTES_MAX: i32 = 60;
+/// Most ports and ranges in one endpoint token: it travels in a header.
+pub const TOKEN_GRANTS_MAX: usize = 100;
 
 /// Age beyond which a signed request is refused, either way.
 pub const SIGV4_CLOCK_SKEW: Duration = Duration::from_secs(15 * 60);

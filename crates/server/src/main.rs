@@ -1,5 +1,6 @@
 //! `dormouse`: the daemon and its command line.
 
+mod acceleration;
 mod api;
 mod app;
 mod assets;

@@ -1,9 +1,10 @@
 //! `dormouse serve`: puts the parts together, runs until it is told to stop, and leaves MicroVMs running.
 
+use crate::acceleration;
 use crate::app::App;
 use crate::assets::Assets;
 use crate::builds::Builds;
-use crate::config::{self, Config};
+use crate::config::Config;
 use crate::daemon::{DaemonFile, DataLock};
 use crate::http::{self, Service};
 use crate::keys::Keys;
@@ -22,8 +23,7 @@ use dormouse_node::host::slot::{SlotConfig, SlotPool};
 use dormouse_node::layout::Layout;
 use dormouse_node::lifecycle::Host;
 use dormouse_node::node::Node;
-use dormouse_node::vmm::probe;
-use dormouse_node::vmm::qemu::{Accel, Qemu};
+use dormouse_node::vmm::qemu::Qemu;
 use dormouse_store::Store;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -156,7 +156,7 @@ async fn means(
     };
     let boot = boot.await?.context("install guest kernel and agent")?;
     let program = Path::new(QEMU);
-    let accel = acceleration(config, &boot).await?;
+    let accel = acceleration::choose(config, &boot).await?;
     let vmm = Qemu::new(program.to_owned(), accel, Arc::clone(&slots));
     slots.release_orphans(&Qemu::slots_in_use(&layout.vm_dirs()?)?).await.context("network slots")?;
     Ok(Means {
@@ -169,23 +169,6 @@ async fn means(
 
 /// QEMU's program, found by `PATH`.
 pub(crate) const QEMU: &str = "qemu-system-x86_64";
-
-/// What is configured, or what a probe guest proved; the answer is kept with the boot files it was made with.
-async fn acceleration(config: &Config, boot: &BootFiles) -> Result<Accel> {
-    let (accel, reason) = match config.accel {
-        config::Accel::Kvm => (Accel::Kvm, "as configured".to_owned()),
-        config::Accel::Tcg => (Accel::Tcg, "as configured".to_owned()),
-        config::Accel::Auto => {
-            let scratch = config.data_dir.join("probe");
-            tokio::fs::create_dir_all(&scratch).await?;
-            let answer = probe::accel(Path::new(QEMU), &boot.kernel, &boot.initramfs, &scratch).await;
-            tokio::fs::remove_dir_all(&scratch).await?;
-            (answer.accel, answer.reason)
-        }
-    };
-    tracing::info!(?accel, reason, "acceleration");
-    Ok(accel)
-}
 
 fn slot_config(config: &Config) -> SlotConfig {
     let mut slots = SlotConfig::new(owner_tag(&config.data_dir));

@@ -68,10 +68,15 @@ def test_wake_is_a_single_jump(vm):
     assert over_the_sleep[0]["from"][0] < woken - 2, "nothing ran while it slept"
 
 
+def visits(number):
+    """How often the MicroVM of this number is asked: not alike."""
+    return 1 + number % 4
+
+
 def test_twenty_at_once_each_with_its_own_state(cloud, probe_image):
     def live(number):
         vm = cloud.launch(probe_image)
-        for _ in range(number + 1):
+        for _ in range(visits(number)):
             counter = vm.endpoint.get("/").json()["counter"]
         vm.endpoint.post("/file", f"I am {number}".encode())
         return vm, counter
@@ -82,8 +87,8 @@ def test_twenty_at_once_each_with_its_own_state(cloud, probe_image):
         running = cloud.daemon.machine_pids()
         assert {vm.id for vm, _ in lives} <= set(running), "all run at the same time"
         states = [vm.endpoint.get("/state").json() for vm, _ in lives]
-        assert [counter for _, counter in lives] == list(range(1, MANY + 1))
-        assert [state["counter"] for state in states] == list(range(1, MANY + 1))
+        assert [counter for _, counter in lives] == [visits(number) for number in range(MANY)]
+        assert [state["counter"] for state in states] == [visits(number) for number in range(MANY)]
         assert [state["file"] for state in states] == [f"I am {number}" for number in range(MANY)]
         assert len({state["hostname"] for state in states}) == MANY
         assert len({state["random"] for state in states}) == MANY

@@ -14,9 +14,18 @@ pub enum BuildError {
     /// The Dockerfile is bad, or asks for what there is not.
     #[error(transparent)]
     Dockerfile(#[from] DockerfileError),
-    /// A COPY names what is not in the context.
-    #[error(transparent)]
+    /// The build context cannot be used.
+    #[error("build context")]
     Context(#[from] ContextError),
+    /// A COPY or ADD asks for what the context does not have.
+    #[error("Dockerfile line {line}")]
+    Copy {
+        /// Where.
+        line: usize,
+        /// What is wrong with it.
+        #[source]
+        source: ContextError,
+    },
     /// A RUN step ended with a failure.
     #[error(
         "Dockerfile line {line}: process {command:?} did not complete successfully: exit code: {code}"
@@ -89,6 +98,7 @@ impl BuildError {
             Self::Artifact(error) => error.code(),
             Self::Dockerfile(_)
             | Self::Context(_)
+            | Self::Copy { .. }
             | Self::StepFailed { .. }
             | Self::StepTimedOut { .. }
             | Self::AppExited { .. }

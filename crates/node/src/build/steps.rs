@@ -75,8 +75,12 @@ pub(super) async fn run(
 
 async fn copy_digest(prepared: &Prepared, step: &Step) -> Result<Option<String>, BuildError> {
     let StepKind::Copy(copy) = &step.kind else { return Ok(None) };
-    let (context, copy) = (Arc::clone(&prepared.context), copy.clone());
-    blocking(move || Ok(Some(context.copy_output(&copy)?.digest))).await
+    let (context, copy, line) = (Arc::clone(&prepared.context), copy.clone(), step.line);
+    blocking(move || match context.copy_output(&copy) {
+        Ok(output) => Ok(Some(output.digest)),
+        Err(source) => Err(BuildError::Copy { line, source }),
+    })
+    .await
 }
 
 async fn boot(
@@ -113,7 +117,7 @@ async fn run_step(
     let guest = Guest::new(&*vm.machine);
     match &step.kind {
         StepKind::Run(run) => return run_command(guest, run, step.line, log).await,
-        StepKind::Copy(copy) => copy_files(guest, dir, prepared, copy).await?,
+        StepKind::Copy(copy) => copy_files(guest, dir, prepared, copy, step.line).await?,
         StepKind::Workdir { path, owner } => {
             let spec = CopySpec { dest: path.clone(), owner: owner.clone(), as_file: false };
             guest.copy(&spec, std::io::Cursor::new(EMPTY_TAR)).await?;
@@ -159,12 +163,14 @@ async fn copy_files(
     dir: &BuildDir,
     prepared: &Prepared,
     copy: &CopyStep,
+    line: usize,
 ) -> Result<(), BuildError> {
     let path = dir.scratch().join("copy.tar");
     let (context, copy, tar) = (Arc::clone(&prepared.context), copy.clone(), path.clone());
     let output = blocking(move || {
         let file = std::fs::File::create(&tar).map_err(BuildError::io("create tar"))?;
-        Ok(context.copy_tar(&copy, std::io::BufWriter::new(file))?)
+        let written = context.copy_tar(&copy, std::io::BufWriter::new(file));
+        written.map_err(|source| BuildError::Copy { line, source })
     })
     .await?;
     let tar = tokio::fs::File::open(&path).await.map_err(BuildError::io("open tar"))?;

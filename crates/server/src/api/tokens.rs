@@ -19,6 +19,12 @@ pub(super) async fn create(
 ) -> Result<CreateMicrovmAuthTokenResponse, ApiError> {
     checks::token_minutes(request.expiration_in_minutes, limits::TOKEN_MINUTES_MAX)?;
     checks::port_ranges(&request.allowed_ports)?;
+    if request.allowed_ports.len() > limits::TOKEN_GRANTS_MAX {
+        return Err(ApiError::validation(format!(
+            "A token opens at most {} ports and ranges: name a range or all ports.",
+            limits::TOKEN_GRANTS_MAX
+        )));
+    }
     let vm = microvms::find(app, account, &request.microvm_identifier).await?;
     if vm.state == State::Terminated {
         return Err(ApiError::microvm_terminated(&request.microvm_identifier));

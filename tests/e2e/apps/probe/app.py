@@ -14,7 +14,7 @@ from pathlib import Path
 from urllib.parse import parse_qsl, urlsplit
 
 CHUNK = 64 << 10
-TICK_S = 0.02
+TICK_S = 0.05
 GAP_S = 1.0
 
 
