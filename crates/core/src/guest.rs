@@ -11,7 +11,7 @@
 //! | `POST /v1/app/start` | [`ProcessSpec`] | [`AppStatus`] |
 //! | `GET /v1/app` | – | [`AppStatus`] |
 //! | `GET /v1/app/wait` | – | [`AppStatus`] once the app has exited; held open until then |
-//! | `GET /v1/app/logs?after=N` | – | log bytes from offset N; headers [`LOG_START`] and [`LOG_NEXT`] |
+//! | `GET /v1/app/logs?after=N` | – | log bytes from offset N; headers [`LOG_START`] and [`LOG_NEXT`]; with `&wait_ms=M` (30,000 at most) it waits for the first |
 //! | `POST /v1/exec` | [`ProcessSpec`] | a stream of frames, see [`FrameKind`] |
 //! | `POST /v1/copy` | tar; [`CopySpec`] in the header [`COPY_SPEC`] | 204 |
 //! | `POST /v1/disk/freeze` | – | 204: everything is on disk and writes wait |

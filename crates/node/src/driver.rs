@@ -87,6 +87,11 @@ enum Input {
     Stop,
 }
 
+enum Due {
+    Now(Event),
+    LookAgainIn(Duration),
+}
+
 impl Driver {
     /// A driver for a stored MicroVM; [`Driver::run`] does the rest.
     #[must_use]
@@ -142,7 +147,10 @@ impl Driver {
     }
 
     async fn next_input(&mut self) -> Input {
-        let (delay, due) = self.timer();
+        let delay = match self.next_due() {
+            Due::Now(event) => return Input::Happened(event),
+            Due::LookAgainIn(delay) => delay,
+        };
         let at_rest = self.work.is_none();
         tokio::select! {
             biased;
@@ -153,28 +161,31 @@ impl Driver {
                 self.exit = None;
                 Input::Happened(Event::InstanceExited(reason))
             }
-            () = sleep(delay) => due.map_or(Input::Recheck, Input::Happened),
+            () = sleep(delay) => Input::Recheck,
         }
     }
 
-    /// How long to sleep, and what is then due; idleness is checked at the gate first.
-    fn timer(&self) -> (Duration, Option<Event>) {
+    /// What time itself brings now, or when to look again.
+    fn next_due(&self) -> Due {
         // Wall clocks jump: no sleep is longer than this without a new look.
         const LOOK_AGAIN: Duration = Duration::from_secs(30);
         let now = clock::now();
         let record = &self.row.value;
         let last_activity = self.gate.last_activity(now);
         match microvm::next_deadline(record, last_activity) {
-            None => (LOOK_AGAIN, None),
-            Some((at, _)) if at > now => (at.since(now).min(LOOK_AGAIN), None),
+            None => Due::LookAgainIn(LOOK_AGAIN),
+            Some((at, _)) if at > now => Due::LookAgainIn(at.since(now).min(LOOK_AGAIN)),
             Some((_, Event::IdleDue)) => {
                 let idle = record.idle_policy.map_or(Duration::MAX, |policy| {
                     Duration::from_secs(policy.max_idle_s)
                 });
-                let closed = self.gate.close_if_idle(idle);
-                (Duration::from_millis(1), closed.then_some(Event::IdleDue))
+                // A request may have come in since: then the gate stays open.
+                match self.gate.close_if_idle(idle) {
+                    true => Due::Now(Event::IdleDue),
+                    false => Due::LookAgainIn(Duration::from_millis(1)),
+                }
             }
-            Some((_, event)) => (Duration::ZERO, Some(event)),
+            Some((_, event)) => Due::Now(event),
         }
     }
 

@@ -185,8 +185,6 @@ impl Host {
     ) -> RestoreSpec {
         RestoreSpec {
             run_dir: dir.path().to_owned(),
-            kernel: self.boot.kernel.clone(),
-            initramfs: self.boot.initramfs.clone(),
             disk: dir.disk(),
             memory_mib: manifest.memory_mib,
             vcpus: manifest.vcpus,

@@ -44,7 +44,8 @@ def home():
     subprocess.run(["mke2fs", "-q", "-F", "-t", "ext4", "-m", "0", disk], check=True)
     subprocess.run(["mount", "-o", "loop", disk, folder], check=True)
     yield folder
-    subprocess.run(["umount", "--lazy", folder], check=True)
+    subprocess.run(["umount", folder], check=True)
+    folder.rmdir()
     disk.unlink()
 
 

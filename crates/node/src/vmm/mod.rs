@@ -99,10 +99,6 @@ pub struct BootSpec {
 pub struct RestoreSpec {
     /// Folder for the machine's socket, log and bookkeeping; exists.
     pub run_dir: PathBuf,
-    /// Kernel image: the same as at boot.
-    pub kernel: PathBuf,
-    /// Initramfs: the same as at boot.
-    pub initramfs: PathBuf,
     /// Root disk, a qcow2 file that the machine writes to.
     pub disk: PathBuf,
     /// Guest memory in MiB: the same as at boot.

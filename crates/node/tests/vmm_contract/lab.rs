@@ -115,8 +115,6 @@ impl Lab {
     ) -> RestoreSpec {
         RestoreSpec {
             run_dir: self.run_dir(name),
-            kernel: self.kernel.clone(),
-            initramfs: self.initramfs.clone(),
             disk: self.dir.join(format!("{name}.qcow2")),
             memory_mib: MEMORY_MIB,
             vcpus: 2,
