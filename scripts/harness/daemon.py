@@ -127,15 +127,25 @@ class Daemon:
                     pids[record.parent.name] = pid
         return pids
 
+    def machines(self):
+        """Process ids of all that runs in a folder of the data directory, build VMs and forgotten ones included."""
+        pids = {}
+        for process in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                folder = os.readlink(process / "cwd")
+                if folder.startswith(f"{self.data_dir}/"):
+                    pids[int(process.name)] = folder
+        return pids
+
     def sweep(self):
-        """Ends what is left: the daemon, and machines that nobody terminated. Returns their ids."""
+        """Ends what is left: the daemon, and machines that nobody ended. Returns their folders."""
         if self.process and self.process.poll() is None:
             self.kill()
-        left = self.machine_pids()
-        for pid in left.values():
+        left = self.machines()
+        for pid in left:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        return sorted(left)
+        return sorted(left.values())
 
 
 def plain_environment():

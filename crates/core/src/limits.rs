@@ -88,6 +88,8 @@ pub const DRIVER_QUEUE: usize = 64;
 pub const WAKE_WAITERS_MAX: usize = 1024;
 /// How long a request waits for its MicroVM to wake or to finish starting.
 pub const WAKE_TIMEOUT: Duration = Duration::from_secs(60);
+/// How often a request is let in anew when its MicroVM goes to sleep before the app has seen it.
+pub const OPEN_ATTEMPTS: usize = 3;
 /// A suspend waits for requests in flight: until no byte has moved for this long ...
 pub const DRAIN_QUIET: Duration = Duration::from_secs(1);
 /// ... and no longer than this.

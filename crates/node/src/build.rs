@@ -16,9 +16,10 @@ mod steps;
 pub use error::BuildError;
 pub use log::BuildLog;
 
+use crate::disk;
 use crate::layout::BuildDir;
 use crate::lifecycle::Host;
-use dormouse_core::BuildId;
+use dormouse_core::{BuildId, limits};
 use dormouse_core::image::{ReadyHook, SnapshotSizes};
 use dormouse_image::{Context, LocalImages, Plan, dockerfile};
 use layers::Layers;
@@ -64,11 +65,14 @@ pub async fn build(
     log: &BuildLog,
 ) -> Result<SnapshotSizes, BuildError> {
     let dir = host.layout.build(&job.id);
-    let result = run(host, images, job, &dir, log).await;
-    for run_dir in [steps::run_dir(&dir), golden::run_dir(&dir)] {
-        host.vmm.reap(&run_dir).await?;
-    }
-    remove(&dir.scratch()).await?;
+    clear(host, &job.id).await?;
+    let result = match run(host, images, job, &dir, log).await {
+        Err(error) if error.may_be_full_disk() && is_disk_full(&dir).await => {
+            Err(BuildError::DiskFull)
+        }
+        result => result,
+    };
+    clear(host, &job.id).await?;
     if let Err(error) = &result {
         log.failed(error);
         for file in [dir.manifest(), dir.memory(), dir.state(), dir.disk()] {
@@ -76,6 +80,15 @@ pub async fn build(
         }
     }
     result
+}
+
+/// Ends the machines of a build that is over or was given up, and deletes its scratch space.
+pub async fn clear(host: &Host, id: &BuildId) -> Result<(), BuildError> {
+    let dir = host.layout.build(id);
+    for run_dir in [steps::run_dir(&dir), golden::run_dir(&dir)] {
+        host.vmm.reap(&run_dir).await?;
+    }
+    remove(&dir.scratch()).await
 }
 
 async fn run(
@@ -87,7 +100,6 @@ async fn run(
 ) -> Result<SnapshotSizes, BuildError> {
     let began = Instant::now();
     let mut times = BuildTimes::default();
-    remove(&dir.scratch()).await?;
     let context_dir = dir.scratch().join("context");
     create_dirs(&context_dir).await?;
     let prepared = prepare(images.clone(), job.artifact.clone(), context_dir).await?;
@@ -157,6 +169,12 @@ async fn remove(path: &Path) -> Result<(), BuildError> {
         Err(error) => Err(error),
     };
     removed.map_err(BuildError::io("delete files of build"))
+}
+
+/// Asked before anything is deleted: a VM whose writes the host has no room for fails in many ways.
+async fn is_disk_full(dir: &BuildDir) -> bool {
+    let free = disk::free_bytes(dir.path()).await;
+    free.is_ok_and(|free| free < limits::DISK_FULL_BYTES)
 }
 
 fn host_cpus() -> u32 {

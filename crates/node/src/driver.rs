@@ -200,13 +200,32 @@ impl Driver {
         if step.record == self.row.value {
             return Ok(());
         }
-        self.row = self.means.store.update(&self.row, step.record).await?;
+        match self.means.store.update(&self.row, step.record).await {
+            Ok(row) => self.row = row,
+            Err(error) => {
+                self.reread().await;
+                return Err(error.into());
+            }
+        }
         let record = &self.row.value;
         let reason = record.state_reason.as_deref();
         tracing::info!(microvm = %record.id, state = record.state.wire_name(), reason, "microvm");
         self.show();
         self.start(step.effect);
         Ok(())
+    }
+
+    /// A write that failed is done all the same when only its answer was lost: then the stored record counts.
+    async fn reread(&mut self) {
+        match self.means.store.get::<Record>(self.row.value.id.as_str()).await {
+            Ok(Some(row)) if row.revision != self.row.revision => {
+                self.row = row;
+                self.show();
+                self.start(microvm::effect_of(self.row.value.state));
+            }
+            Ok(_) => {}
+            Err(error) => self.warn("record was not read", &error),
+        }
     }
 
     /// Takes an event that is a fact: it is recorded, however long the store refuses.
@@ -230,6 +249,7 @@ impl Driver {
             }
             (State::Suspended, _) => Phase::Asleep {
                 auto_resume: self.row.value.idle_policy.is_none_or(|policy| policy.auto_resume),
+                wake_failed: self.row.value.state_reason.is_some(),
             },
             (State::Terminating | State::Terminated, _) => Phase::Ended,
             _ => Phase::Hold,

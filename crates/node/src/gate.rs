@@ -29,6 +29,8 @@ pub enum Phase {
     Asleep {
         /// Whether traffic may wake it.
         auto_resume: bool,
+        /// Whether it sleeps because its last wake failed.
+        wake_failed: bool,
     },
     /// Over.
     Ended,
@@ -46,6 +48,12 @@ pub struct Gate {
 struct Now {
     phase: Phase,
     machine_gone: CancellationToken,
+}
+
+impl Now {
+    fn cut(&mut self) {
+        std::mem::take(&mut self.machine_gone).cancel();
+    }
 }
 
 #[derive(Debug)]
@@ -76,9 +84,17 @@ impl Gate {
         }
         self.now.send_modify(|now| {
             if matches!(phase, Phase::Asleep { .. } | Phase::Ended) {
-                std::mem::take(&mut now.machine_gone).cancel();
+                now.cut();
             }
             now.phase = phase;
+        });
+    }
+
+    /// Breaks every open stream: the machine behind them will not answer any more.
+    pub fn cut(&self) {
+        self.now.send_if_modified(|now| {
+            now.cut();
+            false
         });
     }
 
@@ -172,6 +188,11 @@ pub struct Lease {
 }
 
 impl Lease {
+    /// Waits until the machine is gone.
+    pub async fn broken(&mut self) {
+        self.machine_gone.as_mut().await;
+    }
+
     /// An error once the machine is gone: a network without it would stay silent forever.
     fn poll_alive(&mut self, context: &mut Context<'_>) -> std::io::Result<()> {
         match self.machine_gone.as_mut().poll(context) {

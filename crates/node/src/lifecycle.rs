@@ -11,14 +11,15 @@ use crate::gate::Gate;
 use crate::guest::{Guest, GuestError};
 use crate::layout::{Layout, VmDir};
 use crate::snapshot::{Manifest, ManifestError, rename_durably};
-use crate::vmm::{DeltaFiles, Instance, RestoreSpec, StateSource, Vmm, VmmError};
+use crate::vmm::{DeltaFiles, ExitReason, Instance, RestoreSpec, StateSource, Vmm, VmmError};
 use dormouse_core::guest::ThawSpec;
 use dormouse_core::limits;
 use dormouse_core::microvm::Record;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
-use tokio::time::{Instant, timeout};
+use std::time::Duration;
+use tokio::time::{Instant, sleep, timeout};
 
 /// The host's means: a folder and a VMM.
 #[derive(Debug)]
@@ -80,7 +81,7 @@ impl Host {
         let dir = self.layout.vm(&record.id);
         let build = self.layout.build(&record.build);
         let manifest = Manifest::load(&build, self.vmm.name()).await?;
-        create_dir(dir.path()).await?;
+        create_dir(dir.path())?;
         disk::create_overlay(&build.disk(), &dir.disk()).await?;
         let state = StateSource::Golden(build.state());
         let spec = self.restore_spec(record, &dir, &manifest, state);
@@ -102,29 +103,51 @@ impl Host {
             && !exists(&dir.suspended()).await
         {
             gate.drain(limits::DRAIN_QUIET, limits::DRAIN_TIMEOUT).await;
-            let kept = timeout(limits::SUSPEND_TIMEOUT, keep(&dir, machine)).await;
-            if let Err(error) = kept.unwrap_or(Err(LifecycleError::TimedOut("suspend"))) {
-                remove_tree(&dir.suspending()).await.map_err(Setback::Lost)?;
-                self.thaw(record, machine).await.map_err(Setback::Lost)?;
+            if let Err(error) = keep(&dir, machine).await {
+                self.run_on(record, &dir, machine).await.map_err(Setback::Lost)?;
                 return Err(Setback::Unharmed(error));
             }
         }
         // The snapshot is whole and has its name: from here on the MicroVM is asleep, come what may.
+        gate.cut();
         if let Err(error) = self.vmm.reap(dir.path()).await {
             tracing::error!(microvm = %record.id, %error, "machine of suspended microvm did not end");
         }
         Ok(())
     }
 
+    /// Takes a failed suspend back. What has the snapshot's name loses it before the machine runs: the two
+    /// would no longer agree.
+    async fn run_on(
+        &self,
+        record: &Record,
+        dir: &VmDir,
+        machine: &dyn Instance,
+    ) -> Result<(), LifecycleError> {
+        match tokio::fs::rename(dir.suspended(), dir.suspending()).await {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                return Err(LifecycleError::Io { action: "take snapshot back", source });
+            }
+            _ => {}
+        }
+        if let Err(error) = remove_tree(&dir.suspending()).await {
+            tracing::warn!(microvm = %record.id, %error, "half a snapshot was not deleted");
+        }
+        self.thaw(record, machine).await
+    }
+
     /// Restores what was kept and thaws the app.
     pub async fn resume(&self, record: &Record) -> Result<Arc<dyn Instance>, Setback> {
         let dir = self.layout.vm(&record.id);
-        let machine = if exists(&dir.suspended()).await {
+        let kept = tokio::fs::try_exists(dir.suspended()).await;
+        let machine = if kept.map_err(io_error("find snapshot")).map_err(Setback::Unharmed)? {
             let machine = self.restore_kept(record, &dir).await.map_err(Setback::Unharmed)?;
             // From the rename on the machine may write to its disk, so the snapshot no longer fits it.
             if let Err(source) = rename_durably(&dir.suspended(), &dir.consumed()).await {
-                let error = LifecycleError::Io { action: "take snapshot into use", source };
                 self.vmm.reap(dir.path()).await.map_err(|e| Setback::Lost(e.into()))?;
+                // It has not run. The rename may be done all the same, only not durably.
+                let _ = tokio::fs::rename(dir.consumed(), dir.suspended()).await;
+                let error = LifecycleError::Io { action: "take snapshot into use", source };
                 return Err(Setback::Unharmed(error));
             }
             machine
@@ -153,10 +176,16 @@ impl Host {
         record: &Record,
         machine: Option<&dyn Instance>,
     ) -> Result<(), LifecycleError> {
-        if let Some(machine) = machine
-            && Guest::new(machine).power_off().await.is_ok()
-        {
-            let _ = timeout(limits::POWEROFF_TIMEOUT, machine.exited()).await;
+        if let Some(machine) = machine {
+            let orderly = async {
+                if Guest::new(machine).power_off().await.is_ok() {
+                    machine.exited().await;
+                }
+            };
+            tokio::select! {
+                _ = timeout(limits::POWEROFF_TIMEOUT, orderly) => {}
+                _ = machine.exited() => {}
+            }
         }
         let dir = self.layout.vm(&record.id);
         self.vmm.reap(dir.path()).await?;
@@ -169,6 +198,8 @@ impl Host {
         dir: &VmDir,
     ) -> Result<Arc<dyn Instance>, LifecycleError> {
         self.vmm.reap(dir.path()).await?;
+        // What an earlier wake could not delete would be in the way of this one.
+        remove_tree(&dir.consumed()).await?;
         let build = self.layout.build(&record.build);
         let manifest = Manifest::load(&build, self.vmm.name()).await?;
         let state = StateSource::Delta(delta_files(&dir.suspended()));
@@ -215,21 +246,45 @@ impl Host {
             tracing::debug!(microvm = %record.id, agent_ms, thawed_ms, "microvm thawed");
             Ok(())
         };
-        timeout(limits::LAUNCH_TIMEOUT, thaw)
-            .await
-            .unwrap_or(Err(LifecycleError::TimedOut("thaw")))
+        while_alive(machine, limits::LAUNCH_TIMEOUT, "thaw", thaw).await
     }
 }
 
 /// Writes the snapshot of a running machine under its final name.
 async fn keep(dir: &VmDir, machine: &dyn Instance) -> Result<(), LifecycleError> {
-    Guest::new(machine).freeze().await?;
-    remove_tree(&dir.suspending()).await?;
-    create_dir(&dir.suspending()).await?;
-    machine.snapshot_delta(&delta_files(&dir.suspending())).await?;
-    let folder = tokio::fs::File::open(dir.suspending()).await.map_err(io_error("open snapshot"))?;
-    folder.sync_all().await.map_err(io_error("sync snapshot"))?;
+    // An attempt that a crash cut short may have left it paused, and then its agent is silent.
+    machine.resume().await?;
+    let write = async {
+        // A suspend that a crash cut off may have left it paused.
+        machine.resume().await?;
+        Guest::new(machine).freeze().await?;
+        remove_tree(&dir.suspending()).await?;
+        create_dir(&dir.suspending())?;
+        machine.snapshot_delta(&delta_files(&dir.suspending())).await?;
+        let folder = tokio::fs::File::open(dir.suspending()).await;
+        folder.map_err(io_error("open snapshot"))?.sync_all().await.map_err(io_error("sync snapshot"))
+    };
+    while_alive(machine, limits::SUSPEND_TIMEOUT, "suspend", write).await?;
+    // Not under the time limit: given up halfway, a rename may still happen later.
     rename_durably(&dir.suspending(), &dir.suspended()).await.map_err(io_error("name snapshot"))
+}
+
+/// Works with a machine for `limit` at most, and no longer than it lives: the network of a machine that is
+/// gone is silent.
+async fn while_alive<T>(
+    machine: &dyn Instance,
+    limit: Duration,
+    what: &'static str,
+    work: impl Future<Output = Result<T, LifecycleError>>,
+) -> Result<T, LifecycleError> {
+    tokio::select! {
+        biased;
+        done = timeout(limit, work) => done.unwrap_or(Err(LifecycleError::TimedOut(what))),
+        reason = machine.exited() => Err(VmmError::Gone(match reason {
+            ExitReason::PoweredOff => "it powered itself off".to_owned(),
+            ExitReason::Crashed(how) => how,
+        }).into()),
+    }
 }
 
 fn delta_files(folder: &Path) -> DeltaFiles {
@@ -240,15 +295,28 @@ async fn exists(path: &Path) -> bool {
     tokio::fs::try_exists(path).await.unwrap_or(false)
 }
 
-async fn create_dir(path: &Path) -> Result<(), LifecycleError> {
-    tokio::fs::create_dir(path).await.map_err(io_error("create folder of microvm"))
+/// Makes a folder on this thread: when a transition is dropped, none that it has handed to another thread
+/// may appear behind the teardown's back.
+fn create_dir(path: &Path) -> Result<(), LifecycleError> {
+    std::fs::create_dir(path).map_err(io_error("create folder of microvm"))
 }
 
+/// Deletes a folder with all in it. A dropped transition may still be writing there on another thread: what
+/// appears meanwhile is deleted too.
 async fn remove_tree(path: &Path) -> Result<(), LifecycleError> {
-    match tokio::fs::remove_dir_all(path).await {
-        Err(source) if source.kind() != io::ErrorKind::NotFound => {
-            Err(LifecycleError::Io { action: "delete files of microvm", source })
+    const ATTEMPTS: usize = 10;
+    for attempt in 1.. {
+        match tokio::fs::remove_dir_all(path).await {
+            Err(source)
+                if source.kind() == io::ErrorKind::DirectoryNotEmpty && attempt < ATTEMPTS =>
+            {
+                sleep(Duration::from_millis(10)).await;
+            }
+            Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                return Err(LifecycleError::Io { action: "delete files of microvm", source });
+            }
+            _ => break,
         }
-        _ => Ok(()),
     }
+    Ok(())
 }

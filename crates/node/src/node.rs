@@ -129,17 +129,27 @@ impl Node {
     ) -> Result<LeasedStream<Box<dyn Stream>>, OpenError> {
         let vm = self.vms().by_endpoint.get(endpoint).map(Arc::clone);
         let vm = vm.ok_or(OpenError::Ended)?;
-        let (machine, lease) = match vm.gate.enter() {
-            Ok(entered) => entered,
-            Err(_) => vm.wait_for_entry().await?,
-        };
-        match Guest::new(&*machine).tunnel(port).await {
-            Ok(stream) => Ok(LeasedStream::new(stream, lease)),
-            Err(GuestError::Refused { status: StatusCode::BAD_GATEWAY, .. }) => {
-                Err(OpenError::NotListening)
-            }
-            Err(error) => Err(OpenError::Unreachable(error)),
+        // A machine that goes while the tunnel is made has seen nothing of the request: once more.
+        for _ in 0..limits::OPEN_ATTEMPTS {
+            let (machine, mut lease) = match vm.gate.enter() {
+                Ok(entered) => entered,
+                Err(_) => vm.wait_for_entry().await?,
+            };
+            let guest = Guest::new(&*machine);
+            let tunnel = tokio::select! {
+                biased;
+                () = lease.broken() => continue,
+                tunnel = guest.tunnel(port) => tunnel,
+            };
+            return match tunnel {
+                Ok(stream) => Ok(LeasedStream::new(stream, lease)),
+                Err(GuestError::Refused { status: StatusCode::BAD_GATEWAY, .. }) => {
+                    Err(OpenError::NotListening)
+                }
+                Err(error) => Err(OpenError::Unreachable(error)),
+            };
         }
+        Err(OpenError::WakeFailed)
     }
 
     /// Lets transitions under way end, then ends the drivers. MicroVMs run on.
@@ -176,8 +186,10 @@ impl Vm {
                 match self.gate.enter() {
                     Ok(entered) => return Ok(entered),
                     Err(Phase::Ended) => return Err(OpenError::Ended),
-                    Err(Phase::Asleep { auto_resume: false }) => return Err(OpenError::Asleep),
-                    Err(Phase::Asleep { .. }) if woken => return Err(OpenError::WakeFailed),
+                    Err(Phase::Asleep { auto_resume: false, .. }) => return Err(OpenError::Asleep),
+                    Err(Phase::Asleep { wake_failed: true, .. }) if woken => {
+                        return Err(OpenError::WakeFailed);
+                    }
                     Err(Phase::Asleep { .. }) => match self.put(Event::Wake).await {
                         Ok(()) => {
                             woken = true;

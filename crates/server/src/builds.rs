@@ -5,7 +5,7 @@ use crate::objects::{ObjectError, Objects};
 use dormouse_core::image::{self, Build, Image, SnapshotSizes, Version, VersionState};
 use dormouse_core::{BuildId, ImageArn};
 use dormouse_image::LocalImages;
-use dormouse_node::build::{BuildError, BuildJob, BuildLog, build};
+use dormouse_node::build::{self, BuildError, BuildJob, BuildLog};
 use dormouse_node::clock;
 use dormouse_node::driver::{Means, chain};
 use dormouse_store::{Batch, Query, Store, StoreError, Versioned, version_key};
@@ -98,7 +98,7 @@ impl Builds {
         self.tasks.spawn(async move {
             let stopped = builds.stop.clone();
             tokio::select! {
-                () = stopped.cancelled() => {}
+                () = stopped.cancelled() => builds.give_up(&build.id).await,
                 () = builds.carry_out(&build) => {}
             }
         });
@@ -114,6 +114,12 @@ impl Builds {
         self.stop.cancel();
         self.tasks.close();
         self.tasks.wait().await;
+    }
+
+    async fn give_up(&self, id: &BuildId) {
+        if let Err(error) = build::clear(&self.means.host, id).await {
+            tracing::warn!(build = %id, error = chain(&error), "build was not cleared away");
+        }
     }
 
     fn store(&self) -> &Store {
@@ -161,7 +167,7 @@ impl Builds {
                 environment,
                 ready: spec.ready_hook,
             };
-            Ok(build(host, &self.images, &job, &log).await?)
+            Ok(build::build(host, &self.images, &job, &log).await?)
         }
         .await;
         if let Err(Failure::Artifact(error)) = &result {

@@ -71,7 +71,10 @@ def network_namespaces():
 
 
 # Words of log lines that a test provokes on purpose, with the test's name.
-EXPECTED = {}
+EXPECTED = {
+    "No space left on device": "test_disk_full",
+    "host disk is full: machine stopped": "test_disk_full",
+}
 
 
 def unexpected_lines(log):

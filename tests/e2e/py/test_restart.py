@@ -158,5 +158,5 @@ def test_one_data_directory_has_one_daemon(cloud):
 def test_nothing_is_left_when_all_are_terminated(cloud):
     """No process, no folder, no network namespace but the warm slots."""
     cloud.terminate_all()
-    assert cloud.daemon.machine_pids() == {}
+    assert cloud.daemon.machines() == {}
     assert list((cloud.daemon.data_dir / "vms").iterdir()) == []

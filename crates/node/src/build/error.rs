@@ -91,6 +91,14 @@ impl BuildError {
         }
     }
 
+    /// Whether a host without space can look like this.
+    pub(super) fn may_be_full_disk(&self) -> bool {
+        !matches!(
+            self,
+            Self::Dockerfile(_) | Self::Context(_) | Self::Copy { .. } | Self::Stopped
+        )
+    }
+
     /// AWS's documented code for this kind of failure.
     #[must_use]
     pub fn code(&self) -> &'static str {

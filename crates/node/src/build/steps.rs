@@ -58,7 +58,6 @@ pub(super) async fn run(
         let build_vm = vm.insert(build_vm);
         let done = run_step(build_vm, dir, prepared, step, step_log).await;
         if let Err(error) = done {
-            let error = full_disk_explains(host, error).await;
             remove(&build_vm.layer.path).await?;
             return Err(error);
         }
@@ -187,12 +186,4 @@ async fn seal(layers: &Layers, vm: &mut BuildVm, key: &str) -> Result<(), BuildE
     guest.thaw_disk().await?;
     let done = std::mem::replace(&mut vm.layer, next);
     layers.publish(key, &done).await
-}
-
-/// A step that fails on a host without space failed for that reason, whatever it says itself.
-async fn full_disk_explains(host: &Host, error: BuildError) -> BuildError {
-    match disk::free_bytes(&host.layout.layers()).await {
-        Ok(free) if free < limits::DISK_FULL_BYTES => BuildError::DiskFull,
-        _ => error,
-    }
 }

@@ -255,7 +255,15 @@ impl Vmm for Qemu {
             self.reap(run_dir).await?;
             return Ok(None);
         };
-        let qmp = connect(run_dir, &process).await?;
+        let qmp = match connect(run_dir, &process).await {
+            Ok(qmp) => qmp,
+            // It was ending when the daemon went down, and has ended since.
+            Err(VmmError::Gone(_)) => {
+                self.reap(run_dir).await?;
+                return Ok(None);
+            }
+            Err(error) => return Err(error),
+        };
         let machine = Machine::new(run_dir, process, qmp, slot, record);
         lock(&self.held).insert(run_dir.to_owned(), Arc::downgrade(&machine));
         Ok(Some(Box::new(machine)))

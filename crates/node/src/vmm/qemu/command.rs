@@ -146,10 +146,15 @@ impl Machine<'_> {
                 "file": {"driver": "file", "filename": disk, "aio": "threads", "discard": "unmap"},
             });
             args.pair("-blockdev", node.to_string());
-            // A full host disk stops the machine instead of failing the guest's writes.
+            // A full host disk stops a machine that somebody will miss, rather than failing its writes. One
+            // that keeps nothing had better fail at once.
+            let when_full = match self.memory {
+                Memory::Anonymous => "report",
+                Memory::Shared(_) | Memory::Private(_) => "enospc",
+            };
             let device = json!({
                 "driver": "virtio-blk-device", "id": DISK_DEVICE, "drive": DISK_NODE,
-                "werror": "enospc", "rerror": "report",
+                "werror": when_full, "rerror": "report",
             });
             args.pair("-device", device.to_string());
         }
