@@ -66,9 +66,14 @@ class Shell:
 
     def __init__(self, environment):
         self.environment = environment | {"PATH": f"{AWS.parent}:{environment['PATH']}"}
+        self.shown = None
 
     def run(self, *command, show=None):
-        print(f"  $ {show or shlex.join(command)}", flush=True)
+        show = show or shlex.join(command)
+        # A command that is repeated until its answer changes is shown once.
+        if show != self.shown:
+            print(f"  $ {show}", flush=True)
+        self.shown = show
         done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL,
                               env=self.environment, cwd=HOME, timeout=120)
         if done.returncode:

@@ -196,6 +196,40 @@ impl<'a> Guest<'a> {
         self.order("thaw", post("/v1/thaw", json_body(spec))).await
     }
 
+    /// Thaws a machine that has just been restored, with one request: its network is knocked at until it
+    /// answers, `limit` at most, and only then is the clock read. There is no hello: a snapshot's
+    /// manifest vouches for the agent's generation.
+    pub async fn thaw_restored(
+        &self,
+        limit: Duration,
+        spec: impl FnOnce() -> ThawSpec,
+    ) -> Result<(), GuestError> {
+        let what = "thaw";
+        let stream = self.knock(what, limit).await?;
+        let request = post("/v1/thaw", json_body(&spec()));
+        within(what, send_on(stream, what, request)).await.map(drop)
+    }
+
+    async fn knock(
+        &self,
+        what: &'static str,
+        limit: Duration,
+    ) -> Result<Box<dyn Stream>, GuestError> {
+        // A packet that comes before the machine runs is lost, and TCP waits a second to repeat it.
+        const ATTEMPT: Duration = Duration::from_millis(250);
+        let deadline = Instant::now() + limit;
+        loop {
+            let late = Instant::now() >= deadline;
+            match timeout(ATTEMPT, self.machine.connect()).await {
+                Ok(Ok(stream)) => return Ok(stream),
+                Ok(Err(error)) if late => return Err(GuestError::Connect(error)),
+                Err(_) if late => return Err(GuestError::TimedOut(what)),
+                Ok(Err(_)) => sleep(Duration::from_millis(5)).await,
+                Err(_) => {}
+            }
+        }
+    }
+
     /// Asks for an orderly end; the machine powers off some time after the answer.
     pub async fn power_off(&self) -> Result<(), GuestError> {
         self.order("power-off", post("/v1/poweroff", empty())).await
@@ -245,30 +279,38 @@ impl<'a> Guest<'a> {
         what: &'static str,
         request: Request<RequestBody>,
     ) -> Result<Response<Incoming>, GuestError> {
-        let http = |source| GuestError::Http { request: what, source };
         let stream = self.machine.connect().await.map_err(GuestError::Connect)?;
-        let (mut sender, connection) = hyper::client::conn::http1::Builder::new()
-            .max_buf_size(limits::HTTP_HEAD_BYTES_MAX)
-            .max_headers(limits::HTTP_HEADERS_MAX)
-            .handshake(TokioIo::new(stream))
-            .await
-            .map_err(http)?;
-        // Ends by itself with the exchange, or with the tunnel that it turns into.
-        tokio::spawn(async move {
-            let _ = connection.with_upgrades().await;
-        });
-        let response = sender.send_request(request).await.map_err(http)?;
-        if response.status().as_u16() < 400 {
-            return Ok(response);
-        }
-        let status = response.status();
-        let body = collect(what, response).await?;
-        let message = match serde_json::from_slice::<AgentError>(&body) {
-            Ok(error) => error.message,
-            Err(_) => format!("{what} refused by guest agent with status {status}"),
-        };
-        Err(GuestError::Refused { status, message })
+        send_on(stream, what, request).await
     }
+}
+
+async fn send_on(
+    stream: Box<dyn Stream>,
+    what: &'static str,
+    request: Request<RequestBody>,
+) -> Result<Response<Incoming>, GuestError> {
+    let http = |source| GuestError::Http { request: what, source };
+    let (mut sender, connection) = hyper::client::conn::http1::Builder::new()
+        .max_buf_size(limits::HTTP_HEAD_BYTES_MAX)
+        .max_headers(limits::HTTP_HEADERS_MAX)
+        .handshake(TokioIo::new(stream))
+        .await
+        .map_err(http)?;
+    // Ends by itself with the exchange, or with the tunnel that it turns into.
+    tokio::spawn(async move {
+        let _ = connection.with_upgrades().await;
+    });
+    let response = sender.send_request(request).await.map_err(http)?;
+    if response.status().as_u16() < 400 {
+        return Ok(response);
+    }
+    let status = response.status();
+    let body = collect(what, response).await?;
+    let message = match serde_json::from_slice::<AgentError>(&body) {
+        Ok(error) => error.message,
+        Err(_) => format!("{what} refused by guest agent with status {status}"),
+    };
+    Err(GuestError::Refused { status, message })
 }
 
 fn get(path: &str) -> Request<RequestBody> {

@@ -229,21 +229,18 @@ impl Host {
         let thaw = async {
             let began = Instant::now();
             machine.resume().await?;
-            let guest = Guest::new(machine);
-            guest.hello(limits::LAUNCH_TIMEOUT).await?;
-            let agent_ms = began.elapsed().as_millis();
             let mut entropy = [0u8; 64];
             aws_lc_rs::rand::fill(&mut entropy)
                 .map_err(|_| io::Error::other("no randomness"))
                 .map_err(io_error("draw entropy for guest"))?;
-            let spec = ThawSpec {
+            let spec = || ThawSpec {
                 wall_clock_ns: clock::now_ns(),
                 entropy_hex: hex::encode(entropy),
                 hostname: record.id.as_str().to_owned(),
             };
-            guest.thaw(&spec).await?;
-            let thawed_ms = began.elapsed().as_millis();
-            tracing::debug!(microvm = %record.id, agent_ms, thawed_ms, "microvm thawed");
+            Guest::new(machine).thaw_restored(limits::LAUNCH_TIMEOUT, spec).await?;
+            let took_ms = began.elapsed().as_millis();
+            tracing::debug!(microvm = %record.id, took_ms, "microvm thawed");
             Ok(())
         };
         while_alive(machine, limits::LAUNCH_TIMEOUT, "thaw", thaw).await
@@ -252,10 +249,8 @@ impl Host {
 
 /// Writes the snapshot of a running machine under its final name.
 async fn keep(dir: &VmDir, machine: &dyn Instance) -> Result<(), LifecycleError> {
-    // An attempt that a crash cut short may have left it paused, and then its agent is silent.
-    machine.resume().await?;
     let write = async {
-        // A suspend that a crash cut off may have left it paused.
+        // A suspend that a crash cut off may have left it paused, and then its agent is silent.
         machine.resume().await?;
         Guest::new(machine).freeze().await?;
         remove_tree(&dir.suspending()).await?;
