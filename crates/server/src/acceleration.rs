@@ -34,13 +34,18 @@ pub(crate) async fn choose(config: &Config, boot: &BootFiles) -> Result<Accel> {
     };
     match accel {
         Accel::Kvm => tracing::info!(reason, "guests run on kvm"),
-        Accel::Tcg => tracing::info!(reason, "guests run in software emulation, many times slower than kvm"),
+        Accel::Tcg => tracing::info!(
+            reason,
+            "guests run in software emulation, many times slower than kvm"
+        ),
     }
     Ok(accel)
 }
 
 async fn remembered_or_probed(data_dir: &Path, boot: &BootFiles) -> Result<(Accel, String)> {
-    let host_boot = tokio::fs::read_to_string(BOOT_ID).await.context("read the host's boot id")?;
+    let host_boot = tokio::fs::read_to_string(BOOT_ID)
+        .await
+        .context("read the host's boot id")?;
     let path = data_dir.join("acceleration.json");
     if let Some(known) = read(&path).await
         && known.host_boot == host_boot
@@ -68,8 +73,12 @@ async fn read(path: &PathBuf) -> Option<Remembered> {
 /// Boots a probe guest; takes a few seconds.
 pub(crate) async fn probe_guest(data_dir: &Path, boot: &BootFiles) -> Result<probe::Probe> {
     let scratch = data_dir.join("probe");
-    tokio::fs::create_dir_all(&scratch).await.context("make the probe's folder")?;
+    tokio::fs::create_dir_all(&scratch)
+        .await
+        .context("make the probe's folder")?;
     let answer = probe::accel(Path::new(QEMU), &boot.kernel, &boot.initramfs, &scratch).await;
-    tokio::fs::remove_dir_all(&scratch).await.context("delete the probe's folder")?;
+    tokio::fs::remove_dir_all(&scratch)
+        .await
+        .context("delete the probe's folder")?;
     Ok(answer)
 }

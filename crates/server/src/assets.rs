@@ -71,11 +71,19 @@ impl Assets {
 }
 
 fn usual_places() -> Vec<PathBuf> {
-    let beside = std::env::current_exe().ok().and_then(|exe| Some(exe.parent()?.join("dormouse-assets")));
-    beside.into_iter().chain([PathBuf::from("/usr/lib/dormouse/assets")]).collect()
+    let beside = std::env::current_exe()
+        .ok()
+        .and_then(|exe| Some(exe.parent()?.join("dormouse-assets")));
+    beside
+        .into_iter()
+        .chain([PathBuf::from("/usr/lib/dormouse/assets")])
+        .collect()
 }
 
 fn list(places: &[PathBuf]) -> String {
-    let places: Vec<String> = places.iter().map(|place| place.display().to_string()).collect();
+    let places: Vec<String> = places
+        .iter()
+        .map(|place| place.display().to_string())
+        .collect();
     places.join(" or ")
 }

@@ -82,10 +82,15 @@ impl Builds {
         let mut query = Query::default();
         loop {
             let page = builds.store().list::<Build>(&query).await?;
-            let Some(last) = page.last() else { return Ok(builds) };
+            let Some(last) = page.last() else {
+                return Ok(builds);
+            };
             query.after = Some(last.seq);
             for row in page {
-                if matches!(row.value.state, VersionState::Pending | VersionState::InProgress) {
+                if matches!(
+                    row.value.state,
+                    VersionState::Pending | VersionState::InProgress
+                ) {
                     builds.enqueue(row.value);
                 }
             }
@@ -127,14 +132,18 @@ impl Builds {
     }
 
     async fn carry_out(&self, build: &Build) {
-        let Ok(_turn) = self.at_once.acquire().await else { return };
+        let Ok(_turn) = self.at_once.acquire().await else {
+            return;
+        };
         let id = &build.id;
         tracing::info!(build = %id, image = %build.image, version = build.version, "build begins");
         let outcome = self.try_build(build).await;
         match &outcome {
             Ok(_) => tracing::info!(build = %id, "build succeeded"),
             // The customer's failure is no fault of the daemon: it is told in the log and the record.
-            Err(failure) => tracing::info!(build = %id, reason = failure.state_reason(), "build failed"),
+            Err(failure) => {
+                tracing::info!(build = %id, reason = failure.state_reason(), "build failed")
+            }
         }
         let outcome = outcome.map_err(|failure| failure.state_reason());
         while let Err(error) = self.record(id, outcome.clone()).await {
@@ -152,7 +161,9 @@ impl Builds {
         self.begin(records).await?;
         let host = &self.means.host;
         let dir = host.layout.build(id);
-        tokio::fs::create_dir_all(dir.path()).await.map_err(Failure::Log)?;
+        tokio::fs::create_dir_all(dir.path())
+            .await
+            .map_err(Failure::Log)?;
         let log = BuildLog::create(&dir.log()).map_err(Failure::Log)?;
         let artifact = dir.path().join("artifact.zip");
         log.line(&format!("fetching {}", spec.artifact_uri));
@@ -195,11 +206,17 @@ impl Builds {
 
     async fn records(&self, id: &BuildId) -> Result<Option<Records>, StoreError> {
         let store = self.store();
-        let Some(build) = store.get::<Build>(id.as_str()).await? else { return Ok(None) };
+        let Some(build) = store.get::<Build>(id.as_str()).await? else {
+            return Ok(None);
+        };
         let key = version_key(&build.value.image, &build.value.version);
         let image = store.get::<Image>(&build.value.image.to_string()).await?;
         let version = store.get::<Version>(&key).await?;
-        Ok(image.zip(version).map(|(image, version)| Records { image, version, build }))
+        Ok(image.zip(version).map(|(image, version)| Records {
+            image,
+            version,
+            build,
+        }))
     }
 
     async fn begin(&self, records: Records) -> Result<(), StoreError> {
@@ -219,7 +236,9 @@ impl Builds {
         id: &BuildId,
         outcome: Result<SnapshotSizes, String>,
     ) -> Result<(), StoreError> {
-        let Some(records) = self.records(id).await? else { return Ok(()) };
+        let Some(records) = self.records(id).await? else {
+            return Ok(());
+        };
         let mut image = records.image.value.clone();
         let mut version = records.version.value.clone();
         let mut build = records.build.value.clone();

@@ -33,7 +33,9 @@ pub(crate) async fn serve(listener: TcpListener, service: Arc<Service>, stop: Ca
     let places = Arc::new(Semaphore::new(limits::CONNECTIONS_MAX));
     let connections = TaskTracker::new();
     loop {
-        let Ok(place) = Arc::clone(&places).acquire_owned().await else { break };
+        let Ok(place) = Arc::clone(&places).acquire_owned().await else {
+            break;
+        };
         let accepted = tokio::select! {
             () = stop.cancelled() => break,
             accepted = listener.accept() => accepted,
@@ -81,11 +83,18 @@ async fn answer(service: &Service, request: Request<Incoming>) -> Response<s3::B
         return service.s3.call(request).await;
     }
     let (parts, body) = request.into_parts();
-    let response = match Limited::new(body, limits::API_BODY_BYTES_MAX).collect().await {
+    let response = match Limited::new(body, limits::API_BODY_BYTES_MAX)
+        .collect()
+        .await
+    {
         Ok(body) => api::handle(&service.app, &service.keys, &parts, &body.to_bytes()).await,
         Err(error) if error.is::<LengthLimitError>() => api::body_too_large(),
         // The client is gone, or has broken HTTP: nobody reads this.
         Err(_) => api::body_too_large(),
     };
-    response.map(|body| Full::new(body).map_err(|never| match never {}).boxed_unsync())
+    response.map(|body| {
+        Full::new(body)
+            .map_err(|never| match never {})
+            .boxed_unsync()
+    })
 }

@@ -63,7 +63,9 @@ impl Running {
     async fn start(config: Config) -> Result<Self> {
         let data_dir = config.data_dir.clone();
         let layout = Layout::new(&data_dir);
-        layout.create().with_context(|| format!("create {}", data_dir.display()))?;
+        layout
+            .create()
+            .with_context(|| format!("create {}", data_dir.display()))?;
         let lock = DataLock::acquire(&data_dir)?;
         let assets = Assets::find(config.assets_dir.as_deref())?;
         let keys = Arc::new(Keys::open_or_create(&data_dir, &config.account)?);
@@ -71,7 +73,9 @@ impl Running {
         let ingress = listen(config.ingress_addr, "ingress_addr").await?;
 
         let images = prepare_images(&layout, &assets).await?;
-        let slots = SlotPool::start(slot_config(&config)).await.context("network slots")?;
+        let slots = SlotPool::start(slot_config(&config))
+            .await
+            .context("network slots")?;
         let means = Arc::new(means(&config, &layout, &assets, Arc::clone(&slots)).await?);
         let node = Node::start(Arc::clone(&means)).await?;
         let s3 = s3::Service::open(&data_dir, &config.region, Arc::clone(&keys)).await;
@@ -98,15 +102,31 @@ impl Running {
             tokens,
             Arc::new(LocalUpstreams(node)),
         ));
-        announce(&app, api.local_addr()?, ingress.local_addr()?, means.host.vmm.name()).await?;
+        announce(
+            &app,
+            api.local_addr()?,
+            ingress.local_addr()?,
+            means.host.vmm.name(),
+        )
+        .await?;
 
         let stop = CancellationToken::new();
-        let service = Arc::new(Service { app: Arc::clone(&app), keys, s3 });
+        let service = Arc::new(Service {
+            app: Arc::clone(&app),
+            keys,
+            s3,
+        });
         let listeners = vec![
             tokio::spawn(http::serve(api, service, stop.clone())),
             tokio::spawn(dormouse_ingress::serve(ingress, proxy, stop.clone())),
         ];
-        Ok(Self { app, slots, stop, listeners, _lock: lock })
+        Ok(Self {
+            app,
+            slots,
+            stop,
+            listeners,
+            _lock: lock,
+        })
     }
 
     /// No new requests, then no new transitions, then nothing of ours; MicroVMs run on.
@@ -124,7 +144,9 @@ impl Running {
 }
 
 async fn listen(addr: SocketAddr, key: &str) -> Result<TcpListener> {
-    TcpListener::bind(addr).await.with_context(|| format!("listen on {addr} (`{key}`)"))
+    TcpListener::bind(addr)
+        .await
+        .with_context(|| format!("listen on {addr} (`{key}`)"))
 }
 
 /// Opens the local images; the managed base is made from the assets when it is missing.
@@ -151,16 +173,28 @@ async fn means(
     let boot = {
         let (layout, assets) = (layout.clone(), assets.clone());
         tokio::task::spawn_blocking(move || {
-            BootFiles::install(&layout, &assets.kernel(), &assets.agent(), &assets.modules())
+            BootFiles::install(
+                &layout,
+                &assets.kernel(),
+                &assets.agent(),
+                &assets.modules(),
+            )
         })
     };
     let boot = boot.await?.context("install guest kernel and agent")?;
     let program = Path::new(QEMU);
     let accel = acceleration::choose(config, &boot).await?;
     let vmm = Qemu::new(program.to_owned(), accel, Arc::clone(&slots));
-    slots.release_orphans(&Qemu::slots_in_use(&layout.vm_dirs()?)?).await.context("network slots")?;
+    slots
+        .release_orphans(&Qemu::slots_in_use(&layout.vm_dirs()?)?)
+        .await
+        .context("network slots")?;
     Ok(Means {
-        host: Host { layout: layout.clone(), vmm: Arc::new(vmm), boot },
+        host: Host {
+            layout: layout.clone(),
+            vmm: Arc::new(vmm),
+            boot,
+        },
         store: Store::sqlite(&config.data_dir.join("dormouse.db")).await?,
         transitions: Semaphore::new(limits::TRANSITIONS_AT_ONCE),
         stop: CancellationToken::new(),
@@ -194,7 +228,9 @@ fn credentials(data_dir: &Path) -> Result<(Arc<Authority>, Arc<TokenKeys>)> {
     let tls = data_dir.join("tls");
     std::fs::create_dir_all(&tls).with_context(|| format!("create {}", tls.display()))?;
     let authority = Arc::new(Authority::load_or_create(&tls)?);
-    let tokens = Arc::new(TokenKeys::load_or_create(&data_dir.join("keys/tokens.jwks"))?);
+    let tokens = Arc::new(TokenKeys::load_or_create(
+        &data_dir.join("keys/tokens.jwks"),
+    )?);
     Ok((authority, tokens))
 }
 
@@ -205,7 +241,9 @@ fn ca_file(data_dir: &Path) -> PathBuf {
 /// Page tokens need not outlive the daemon: a client begins its list again.
 fn page_secret() -> Result<[u8; 32]> {
     let mut secret = [0; 32];
-    aws_lc_rs::rand::fill(&mut secret).ok().context("no randomness")?;
+    aws_lc_rs::rand::fill(&mut secret)
+        .ok()
+        .context("no randomness")?;
     Ok(secret)
 }
 

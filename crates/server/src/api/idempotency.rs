@@ -28,7 +28,11 @@ pub(super) async fn look_up(
     result: String,
 ) -> Result<Once, ApiError> {
     let Some(token) = token else {
-        return Ok(Once { fresh: None, expired: None, made: None });
+        return Ok(Once {
+            fresh: None,
+            expired: None,
+            made: None,
+        });
     };
     let now = clock::now();
     let fresh = ClientToken {
@@ -40,16 +44,30 @@ pub(super) async fn look_up(
         expires_at: now.after(limits::CLIENT_TOKEN_TTL),
     };
     let key = ClientToken::key_of(account, operation, token);
-    let known = app.store.get::<ClientToken>(&key).await.map_err(store_failed)?;
+    let known = app
+        .store
+        .get::<ClientToken>(&key)
+        .await
+        .map_err(store_failed)?;
     match known {
-        Some(known) if known.value.expires_at <= now => {
-            Ok(Once { fresh: Some(fresh), expired: Some(known), made: None })
-        }
+        Some(known) if known.value.expires_at <= now => Ok(Once {
+            fresh: Some(fresh),
+            expired: Some(known),
+            made: None,
+        }),
         Some(known) if known.value.request_hash != fresh.request_hash => {
             Err(ApiError::client_token_reused(token))
         }
-        Some(known) => Ok(Once { fresh: None, expired: None, made: Some(known.value.result) }),
-        None => Ok(Once { fresh: Some(fresh), expired: None, made: None }),
+        Some(known) => Ok(Once {
+            fresh: None,
+            expired: None,
+            made: Some(known.value.result),
+        }),
+        None => Ok(Once {
+            fresh: Some(fresh),
+            expired: None,
+            made: None,
+        }),
     }
 }
 

@@ -52,7 +52,9 @@ pub(super) async fn create(
         return Err(ApiError::image_name_taken(&request.name));
     }
     if app.builds.len() >= limits::BUILD_QUEUE {
-        return Err(ApiError::quota_exceeded("The maximum number of concurrent builds has been reached."));
+        return Err(ApiError::quota_exceeded(
+            "The maximum number of concurrent builds has been reached.",
+        ));
     }
     let now = clock::now();
     let image = Image {
@@ -97,7 +99,10 @@ async fn store_and_build(
         sizes: None,
     };
     let batch = || {
-        let mut batch = Batch::default().insert(image)?.insert(version)?.insert(&build)?;
+        let mut batch = Batch::default()
+            .insert(image)?
+            .insert(version)?
+            .insert(&build)?;
         if let Some(expired) = &once.expired {
             batch = batch.delete(expired);
         }
@@ -122,11 +127,18 @@ async fn store_and_build(
 fn settle(app: &App, mut settings: ImageSettings) -> Result<ImageSettings, ApiError> {
     checks::image_settings(&settings, &limits::MEMORY_SIZES_MIB)?;
     settings.base_image_version = Some(base_version(&settings)?);
-    if settings.additional_os_capabilities.as_ref().is_some_and(|list| !list.is_empty()) {
+    if settings
+        .additional_os_capabilities
+        .as_ref()
+        .is_some_and(|list| !list.is_empty())
+    {
         return Err(unsupported("additionalOsCapabilities"));
     }
     let wanted = settings.cpu_configurations.iter().flatten();
-    if wanted.into_iter().any(|cpu| cpu.architecture != host_architecture()) {
+    if wanted
+        .into_iter()
+        .any(|cpu| cpu.architecture != host_architecture())
+    {
         return Err(ApiError::validation(format!(
             "This host builds images for {} only.",
             architecture_name(host_architecture())
@@ -135,21 +147,33 @@ fn settle(app: &App, mut settings: ImageSettings) -> Result<ImageSettings, ApiEr
     if let Some(hooks) = &settings.hooks {
         only_ready(hooks)?;
     }
-    if settings.egress_network_connectors.as_ref().is_none_or(Vec::is_empty) {
+    if settings
+        .egress_network_connectors
+        .as_ref()
+        .is_none_or(Vec::is_empty)
+    {
         settings.egress_network_connectors = Some(vec![app.connector_arn("INTERNET_EGRESS")]);
     }
-    let egress = settings.egress_network_connectors.as_deref().unwrap_or_default();
+    let egress = settings
+        .egress_network_connectors
+        .as_deref()
+        .unwrap_or_default();
     check_connectors(app, egress, &["INTERNET_EGRESS"])?;
     if settings.resources.as_ref().is_none_or(Vec::is_empty) {
         let minimum_memory_in_mib = i32::try_from(limits::MEMORY_DEFAULT_MIB).unwrap_or(i32::MAX);
-        settings.resources = Some(vec![Resources { minimum_memory_in_mib }]);
+        settings.resources = Some(vec![Resources {
+            minimum_memory_in_mib,
+        }]);
     }
     Ok(settings)
 }
 
 fn base_version(settings: &ImageSettings) -> Result<String, ApiError> {
     let arn = &settings.base_image_arn;
-    let wanted = settings.base_image_version.as_deref().unwrap_or(MANAGED_VERSION);
+    let wanted = settings
+        .base_image_version
+        .as_deref()
+        .unwrap_or(MANAGED_VERSION);
     let unknown = || ApiError::base_image_unknown(arn, wanted);
     let base = ImageArn::parse(arn).map_err(|_| ApiError::invalid_arn(arn))?;
     let known = base.is_managed() && [MANAGED_IMAGE, MANAGED_ALIAS].contains(&base.name.as_str());
@@ -160,9 +184,14 @@ fn base_version(settings: &ImageSettings) -> Result<String, ApiError> {
 /// Refuses what would be stored and then never be done.
 fn only_ready(hooks: &Hooks) -> Result<(), ApiError> {
     let enabled = |state: Option<HookState>| state == Some(HookState::Enabled);
-    let validate = hooks.microvm_image_hooks.as_ref().is_some_and(|h| enabled(h.validate));
+    let validate = hooks
+        .microvm_image_hooks
+        .as_ref()
+        .is_some_and(|h| enabled(h.validate));
     let lifecycle = hooks.microvm_hooks.as_ref().is_some_and(|hooks| {
-        [hooks.run, hooks.resume, hooks.suspend, hooks.terminate].into_iter().any(enabled)
+        [hooks.run, hooks.resume, hooks.suspend, hooks.terminate]
+            .into_iter()
+            .any(enabled)
     });
     match (validate, lifecycle) {
         (true, _) => Err(unsupported("hooks.microvmImageHooks.validate")),
@@ -185,9 +214,14 @@ fn spec(settings: &ImageSettings) -> Result<VersionSpec, ApiError> {
     Ok(VersionSpec {
         artifact_uri: uri.clone(),
         memory_mib: memory.unwrap_or(limits::MEMORY_DEFAULT_MIB),
-        environment: environment.map(|(k, v)| (k.clone(), v.expose().to_owned())).collect(),
+        environment: environment
+            .map(|(k, v)| (k.clone(), v.expose().to_owned()))
+            .collect(),
         ready_hook: settings.hooks.as_ref().and_then(ready_hook),
-        egress_connectors: settings.egress_network_connectors.clone().unwrap_or_default(),
+        egress_connectors: settings
+            .egress_network_connectors
+            .clone()
+            .unwrap_or_default(),
         settings: serde_json::to_value(settings)
             .map_err(|error| internal("settings do not serialize", &error))?,
     })
@@ -195,7 +229,9 @@ fn spec(settings: &ImageSettings) -> Result<VersionSpec, ApiError> {
 
 fn ready_hook(hooks: &Hooks) -> Option<ReadyHook> {
     let image_hooks = hooks.microvm_image_hooks.as_ref()?;
-    let timeout = image_hooks.ready_timeout_in_seconds.and_then(|s| u64::try_from(s).ok());
+    let timeout = image_hooks
+        .ready_timeout_in_seconds
+        .and_then(|s| u64::try_from(s).ok());
     (image_hooks.ready == Some(HookState::Enabled)).then_some(ReadyHook {
         port: hooks.port?,
         timeout_s: timeout.unwrap_or(limits::READY_TIMEOUT_DEFAULT_S),
@@ -212,7 +248,10 @@ pub(super) async fn get(
     let image = find(app, &arn).await?;
     let image = image.ok_or_else(|| ApiError::image_not_found(&request.image_identifier))?;
     let tags = image.tags.clone();
-    Ok(GetMicrovmImageResponse { summary: summary(image), tags })
+    Ok(GetMicrovmImageResponse {
+        summary: summary(image),
+        tags,
+    })
 }
 
 /// ListMicrovmImages.
@@ -239,7 +278,12 @@ pub(super) async fn get_version(
     account: &AccountId,
     request: GetMicrovmImageVersionRequest,
 ) -> Result<MicrovmImageVersion, ApiError> {
-    let version = version_of(app, account, &request.image_identifier, &request.image_version);
+    let version = version_of(
+        app,
+        account,
+        &request.image_identifier,
+        &request.image_version,
+    );
     show_version(version.await?)
 }
 
@@ -252,7 +296,9 @@ pub(super) async fn get_build(
     let (arn, version) = (&request.image_identifier, &request.image_version);
     let version = version_of(app, account, arn, version).await?;
     let builds = builds_of(app, &version).await?;
-    let build = builds.into_iter().find(|build| build.id.as_str() == request.build_id);
+    let build = builds
+        .into_iter()
+        .find(|build| build.id.as_str() == request.build_id);
     let not_found = || ApiError::image_build_not_found(arn, &version.version, &request.build_id);
     let build = build.ok_or_else(not_found)?;
     let bytes = |value: u64| i64::try_from(value).ok();
@@ -299,7 +345,10 @@ pub(super) fn list_managed(
         image_arn: arn.to_string(),
         updated_at: seconds(MANAGED_SINCE),
     };
-    Ok(Page { items: vec![image], next_token: None })
+    Ok(Page {
+        items: vec![image],
+        next_token: None,
+    })
 }
 
 /// Parses the ARN of an image that the caller may speak of.
@@ -308,12 +357,18 @@ pub(super) fn own_arn(app: &App, account: &AccountId, text: &str) -> Result<Imag
     if arn.account == account.as_str() && arn.region == app.config.region {
         return Ok(arn);
     }
-    Err(ApiError::access_denied(Some(format!("Access to {text} is denied"))))
+    Err(ApiError::access_denied(Some(format!(
+        "Access to {text} is denied"
+    ))))
 }
 
 /// The image of this ARN.
 pub(super) async fn find(app: &App, arn: &ImageArn) -> Result<Option<Image>, ApiError> {
-    let row = app.store.get::<Image>(&arn.to_string()).await.map_err(store_failed)?;
+    let row = app
+        .store
+        .get::<Image>(&arn.to_string())
+        .await
+        .map_err(store_failed)?;
     Ok(row.map(|row| row.value))
 }
 
@@ -324,7 +379,11 @@ pub(super) async fn builds_of(app: &App, version: &Version) -> Result<Vec<Build>
         order: dormouse_store::Order::NewestFirst,
         ..Query::default()
     };
-    let rows = app.store.list::<Build>(&query).await.map_err(store_failed)?;
+    let rows = app
+        .store
+        .list::<Build>(&query)
+        .await
+        .map_err(store_failed)?;
     Ok(rows.into_iter().map(|row| row.value).collect())
 }
 
@@ -336,9 +395,9 @@ pub(super) fn check_connectors(app: &App, arns: &[String], names: &[&str]) -> Re
         }
         let managed = app.connector_arn("");
         return Err(match arn.strip_prefix(&managed) {
-            Some("SHELL_INGRESS" | "NO_INGRESS" | "HTTP_INGRESS" | "ALL_INGRESS" | "INTERNET_EGRESS") => {
-                unsupported(arn)
-            }
+            Some(
+                "SHELL_INGRESS" | "NO_INGRESS" | "HTTP_INGRESS" | "ALL_INGRESS" | "INTERNET_EGRESS",
+            ) => unsupported(arn),
             Some(_) => ApiError::connector_unrecognized(arn),
             None if arn.starts_with("arn:") => ApiError::connector_not_found(arn),
             None => ApiError::connector_malformed(),
@@ -348,7 +407,11 @@ pub(super) fn check_connectors(app: &App, arns: &[String], names: &[&str]) -> Re
 }
 
 async fn first(app: &App, arn: &ImageArn) -> Result<Option<Version>, ApiError> {
-    let row = app.store.get::<Version>(&version_key(arn, "1.0")).await.map_err(store_failed)?;
+    let row = app
+        .store
+        .get::<Version>(&version_key(arn, "1.0"))
+        .await
+        .map_err(store_failed)?;
     Ok(row.map(|row| row.value))
 }
 
@@ -414,7 +477,8 @@ fn show_version(version: Version) -> Result<MicrovmImageVersion, ApiError> {
 
 /// The state and the hour that it was reached in, as AWS shows it.
 fn time_bucket(state: VersionState, at: Timestamp) -> String {
-    let at = jiff::Timestamp::from_millisecond(i64::try_from(at.0).unwrap_or(0)).unwrap_or_default();
+    let at =
+        jiff::Timestamp::from_millisecond(i64::try_from(at.0).unwrap_or(0)).unwrap_or_default();
     format!("{}#{}", state.wire_name(), at.strftime("%y%m%d%H"))
 }
 
@@ -440,11 +504,19 @@ fn image_state(state: ImageState) -> MicrovmImageState {
 }
 
 fn host_architecture() -> Architecture {
-    if cfg!(target_arch = "aarch64") { Architecture::Arm64 } else { Architecture::X86_64 }
+    if cfg!(target_arch = "aarch64") {
+        Architecture::Arm64
+    } else {
+        Architecture::X86_64
+    }
 }
 
 fn host_chipset() -> Chipset {
-    if cfg!(target_arch = "aarch64") { Chipset::Graviton } else { Chipset::Intel }
+    if cfg!(target_arch = "aarch64") {
+        Chipset::Graviton
+    } else {
+        Chipset::Intel
+    }
 }
 
 fn architecture_name(architecture: Architecture) -> &'static str {

@@ -47,6 +47,11 @@ pub(super) async fn page<E: Entity, T>(
     rows.truncate(most);
     let last = rows.last().filter(|_| more);
     let next_token = last.map(|last| app.pages.seal(&wanted.list, &last.seq.to_string()));
-    let items = rows.into_iter().map(|row| row.value).filter(keep).map(show).collect();
+    let items = rows
+        .into_iter()
+        .map(|row| row.value)
+        .filter(keep)
+        .map(show)
+        .collect();
     Ok(Page { items, next_token })
 }

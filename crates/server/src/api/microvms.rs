@@ -50,10 +50,15 @@ async fn new_record(
 ) -> Result<Record, ApiError> {
     let default_ingress = vec![app.connector_arn("HTTP_INGRESS")];
     let ingress = chosen(&request.ingress_network_connectors, &default_ingress);
-    let egress = chosen(&request.egress_network_connectors, &version.spec.egress_connectors);
+    let egress = chosen(
+        &request.egress_network_connectors,
+        &version.spec.egress_connectors,
+    );
     images::check_connectors(app, &ingress, &["HTTP_INGRESS", "ALL_INGRESS"])?;
     images::check_connectors(app, &egress, &["INTERNET_EGRESS"])?;
-    let max_duration = request.maximum_duration_in_seconds.and_then(|s| u64::try_from(s).ok());
+    let max_duration = request
+        .maximum_duration_in_seconds
+        .and_then(|s| u64::try_from(s).ok());
     Ok(Record {
         id,
         account: account.clone(),
@@ -86,7 +91,9 @@ async fn store_and_start(app: &App, once: Once, record: Record) -> Result<Microv
         Ok(written) => written,
         // The same request came twice at the same moment, and the other one was faster.
         Err(StoreError::Exists { .. } | StoreError::Stale { .. }) => {
-            return Err(ApiError::conflict("The same request is being processed: try again"));
+            return Err(ApiError::conflict(
+                "The same request is being processed: try again",
+            ));
         }
         Err(error) => return Err(store_failed(error)),
     };
@@ -107,7 +114,9 @@ pub(super) async fn get(
     account: &AccountId,
     request: MicrovmRequest,
 ) -> Result<Microvm, ApiError> {
-    find(app, account, &request.microvm_identifier).await.map(|vm| show(app, vm))
+    find(app, account, &request.microvm_identifier)
+        .await
+        .map(|vm| show(app, vm))
 }
 
 /// ListMicrovms: ended ones included, newest first.
@@ -120,17 +129,26 @@ pub(super) async fn list(
         Some(text) => Some(images::own_arn(app, account, text)?.to_string()),
         None => None,
     };
-    let version = request.image_version.as_deref().map(|text| {
-        canonical_version(text).unwrap_or_else(|| text.to_owned())
-    });
+    let version = request
+        .image_version
+        .as_deref()
+        .map(|text| canonical_version(text).unwrap_or_else(|| text.to_owned()));
     let wanted = Wanted {
-        list: format!("microvms {} {}", image.as_deref().unwrap_or("*"), version.as_deref().unwrap_or("*")),
+        list: format!(
+            "microvms {} {}",
+            image.as_deref().unwrap_or("*"),
+            version.as_deref().unwrap_or("*")
+        ),
         account,
         parent: image,
         max_results: request.max_results,
         next_token: request.next_token.as_deref(),
     };
-    let keep = |vm: &Record| version.as_ref().is_none_or(|version| *version == vm.image_version);
+    let keep = |vm: &Record| {
+        version
+            .as_ref()
+            .is_none_or(|version| *version == vm.image_version)
+    };
     listing::page(app, wanted, keep, |vm: Record| MicrovmItem {
         image_arn: vm.image.to_string(),
         image_version: vm.image_version,
@@ -191,7 +209,11 @@ async fn command(
 pub(super) async fn find(app: &App, account: &AccountId, id: &str) -> Result<Record, ApiError> {
     let not_found = || ApiError::microvm_not_found(id);
     let id = MicrovmId::parse(id).ok_or_else(not_found)?;
-    let row = app.store.get_owned::<Record>(account, id.as_str()).await.map_err(store_failed)?;
+    let row = app
+        .store
+        .get_owned::<Record>(account, id.as_str())
+        .await
+        .map_err(store_failed)?;
     row.map(|row| row.value).ok_or_else(not_found)
 }
 
@@ -211,14 +233,19 @@ async fn active_version(
     let key = version_key(image, &version.ok_or_else(none)?);
     let version = app.store.get::<Version>(&key).await.map_err(store_failed)?;
     let version = version.map(|row| row.value);
-    version.filter(|v| v.active && v.state == VersionState::Successful).ok_or_else(none)
+    version
+        .filter(|v| v.active && v.state == VersionState::Successful)
+        .ok_or_else(none)
 }
 
 async fn build_of(app: &App, version: &Version) -> Result<BuildId, ApiError> {
     let builds = images::builds_of(app, version).await?;
-    let done = builds.into_iter().find(|build| build.state == VersionState::Successful);
-    done.map(|build| build.id)
-        .ok_or_else(|| ApiError::no_active_version(&version.image.to_string(), Some(&version.version)))
+    let done = builds
+        .into_iter()
+        .find(|build| build.state == VersionState::Successful);
+    done.map(|build| build.id).ok_or_else(|| {
+        ApiError::no_active_version(&version.image.to_string(), Some(&version.version))
+    })
 }
 
 /// What was asked for; none and an empty list both mean the default.

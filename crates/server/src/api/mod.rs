@@ -13,10 +13,10 @@ mod tokens;
 use crate::app::App;
 use crate::keys::Keys;
 use bytes::Bytes;
+use dormouse_api::ApiError;
 use dormouse_api::restjson::{self, Request};
 use dormouse_api::route::{Match, Operation, route};
 use dormouse_api::sigv4::{self, Scope};
-use dormouse_api::ApiError;
 use dormouse_core::{AccountId, limits};
 use dormouse_node::clock;
 use dormouse_node::driver::chain;
@@ -28,14 +28,14 @@ use std::error::Error;
 use uuid::Uuid;
 
 /// Answers one control request; `body` is whole and bounded already.
-pub(crate) async fn handle(
-    app: &App,
-    keys: &Keys,
-    parts: &Parts,
-    body: &[u8],
-) -> Response<Bytes> {
+pub(crate) async fn handle(app: &App, keys: &Keys, parts: &Parts, body: &[u8]) -> Response<Bytes> {
     let request_id = Uuid::new_v4();
-    let call = Call { app, parts, body, request_id };
+    let call = Call {
+        app,
+        parts,
+        body,
+        request_id,
+    };
     let response = match call.answer(keys).await {
         Ok(response) => response,
         Err(error) => error.into_response(request_id),
@@ -64,51 +64,64 @@ impl Call<'_> {
         let app = self.app;
         let caller = &account;
         match found.operation {
-            Operation::CreateMicrovmImage => {
-                self.reply(&found, images::create(app, caller, self.parse(&found)?).await)
-            }
+            Operation::CreateMicrovmImage => self.reply(
+                &found,
+                images::create(app, caller, self.parse(&found)?).await,
+            ),
             Operation::GetMicrovmImage => {
                 self.reply(&found, images::get(app, caller, self.parse(&found)?).await)
             }
             Operation::ListMicrovmImages => {
                 self.reply(&found, images::list(app, caller, self.parse(&found)?).await)
             }
-            Operation::GetMicrovmImageVersion => {
-                self.reply(&found, images::get_version(app, caller, self.parse(&found)?).await)
-            }
-            Operation::GetMicrovmImageBuild => {
-                self.reply(&found, images::get_build(app, caller, self.parse(&found)?).await)
-            }
+            Operation::GetMicrovmImageVersion => self.reply(
+                &found,
+                images::get_version(app, caller, self.parse(&found)?).await,
+            ),
+            Operation::GetMicrovmImageBuild => self.reply(
+                &found,
+                images::get_build(app, caller, self.parse(&found)?).await,
+            ),
             Operation::ListManagedMicrovmImages => {
                 self.reply(&found, images::list_managed(app, self.parse(&found)?))
             }
-            Operation::RunMicrovm => {
-                self.reply(&found, microvms::run(app, caller, self.parse(&found)?).await)
-            }
-            Operation::GetMicrovm => {
-                self.reply(&found, microvms::get(app, caller, self.parse(&found)?).await)
-            }
-            Operation::ListMicrovms => {
-                self.reply(&found, microvms::list(app, caller, self.parse(&found)?).await)
-            }
-            Operation::SuspendMicrovm => {
-                self.reply(&found, microvms::suspend(app, caller, self.parse(&found)?).await)
-            }
-            Operation::ResumeMicrovm => {
-                self.reply(&found, microvms::resume(app, caller, self.parse(&found)?).await)
-            }
-            Operation::TerminateMicrovm => {
-                self.reply(&found, microvms::terminate(app, caller, self.parse(&found)?).await)
-            }
-            Operation::CreateMicrovmAuthToken => {
-                self.reply(&found, tokens::create(app, caller, self.parse(&found)?).await)
-            }
+            Operation::RunMicrovm => self.reply(
+                &found,
+                microvms::run(app, caller, self.parse(&found)?).await,
+            ),
+            Operation::GetMicrovm => self.reply(
+                &found,
+                microvms::get(app, caller, self.parse(&found)?).await,
+            ),
+            Operation::ListMicrovms => self.reply(
+                &found,
+                microvms::list(app, caller, self.parse(&found)?).await,
+            ),
+            Operation::SuspendMicrovm => self.reply(
+                &found,
+                microvms::suspend(app, caller, self.parse(&found)?).await,
+            ),
+            Operation::ResumeMicrovm => self.reply(
+                &found,
+                microvms::resume(app, caller, self.parse(&found)?).await,
+            ),
+            Operation::TerminateMicrovm => self.reply(
+                &found,
+                microvms::terminate(app, caller, self.parse(&found)?).await,
+            ),
+            Operation::CreateMicrovmAuthToken => self.reply(
+                &found,
+                tokens::create(app, caller, self.parse(&found)?).await,
+            ),
             other => Err(ApiError::not_implemented(other)),
         }
     }
 
     fn authenticate(&self, keys: &Keys) -> Result<AccountId, ApiError> {
-        let scope = Scope { region: &self.app.config.region, service: "lambda" };
+        let scope = Scope {
+            region: &self.app.config.region,
+            service: "lambda",
+        };
         let now = Timestamp::from_millisecond(i64::try_from(clock::now().0).unwrap_or(i64::MAX))
             .map_err(|error| internal("clock is out of range", &error))?;
         let lookup = |id: &str| keys.get(id).map(|key| key.secret.clone());

@@ -6,8 +6,8 @@ use dormouse_api::types::{
     CreateMicrovmAuthTokenRequest, CreateMicrovmAuthTokenResponse, PortSpecification,
 };
 use dormouse_api::{ApiError, checks};
-use dormouse_core::{AccountId, limits};
 use dormouse_core::microvm::State;
+use dormouse_core::{AccountId, limits};
 use dormouse_ingress::{Claims, PortRange, TokenKind};
 use dormouse_node::clock;
 
@@ -37,15 +37,18 @@ pub(super) async fn create(
         expires_s: now.0 / 1000 + minutes * 60,
         kind: TokenKind::Http,
     };
-    Ok(CreateMicrovmAuthTokenResponse::new(app.tokens.mint(&claims)))
+    Ok(CreateMicrovmAuthTokenResponse::new(
+        app.tokens.mint(&claims),
+    ))
 }
 
 fn range(port: &PortSpecification) -> PortRange {
     match *port {
         PortSpecification::Port(port) => PortRange::single(port),
-        PortSpecification::Range(range) => {
-            PortRange { first: range.start_port, last: range.end_port }
-        }
+        PortSpecification::Range(range) => PortRange {
+            first: range.start_port,
+            last: range.end_port,
+        },
         PortSpecification::AllPorts(_) => PortRange::ALL,
     }
 }
