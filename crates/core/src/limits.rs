@@ -147,10 +147,12 @@ pub const DISK_FULL_BYTES: u64 = 16 << 20;
 pub const BUILD_STEP_TIMEOUT_S: u64 = 3600;
 /// Largest log of one build, in bytes; what comes after is dropped with a note.
 pub const BUILD_LOG_BYTES_MAX: u64 = 16 << 20;
-/// How long an app without a ready hook may settle before its snapshot.
+/// An app without a ready hook is snapshotted this long after it listens or has come to rest.
 pub const SETTLE: Duration = Duration::from_secs(2);
-/// An app without a ready hook that listens on no port is still given this long at most.
-pub const SETTLE_MAX: Duration = Duration::from_secs(10);
+/// An app that listens on no port has come to rest when it has used hardly any CPU for this long ...
+pub const SETTLE_QUIET: Duration = Duration::from_secs(3);
+/// ... and at the latest after this.
+pub const SETTLE_MAX: Duration = Duration::from_secs(60);
 /// Time limit of a ready hook that states none, in seconds.
 pub const READY_TIMEOUT_DEFAULT_S: u64 = 60;
 /// Pause between two polls of a ready hook.

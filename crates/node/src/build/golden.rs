@@ -14,7 +14,7 @@ use dormouse_core::image::SnapshotSizes;
 use dormouse_core::limits;
 use dormouse_image::Plan;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tokio::time::sleep;
 
 /// The port that the endpoint reaches when a request names none.
@@ -90,8 +90,7 @@ async fn start_app(guest: Guest<'_>, job: &BuildJob, plan: &Plan) -> Result<(), 
     }
 }
 
-/// Ready is what the hook says. Without a hook the app is ready when it has listened for a moment; one
-/// that listens on no port gets a little longer.
+/// Ready is what the hook says. Without a hook the app is ready a moment after it listens or rests.
 async fn wait_until_ready(
     guest: Guest<'_>,
     job: &BuildJob,
@@ -102,7 +101,7 @@ async fn wait_until_ready(
     let waited = async {
         match job.ready {
             Some(hook) => hook::wait_ready(guest, hook).await?,
-            None => wait_listening(guest).await,
+            None => wait_settled(guest).await,
         }
         times.cold_boot_ms = ms_since(boot_began);
         if job.ready.is_none() {
@@ -119,10 +118,25 @@ async fn wait_until_ready(
     result
 }
 
-async fn wait_listening(guest: Guest<'_>) {
+/// Waits until the app listens, or has come to rest without: one that starts slowly is still busy.
+async fn wait_settled(guest: Guest<'_>) {
+    const POLL: Duration = Duration::from_millis(250);
+    // CPU time in one poll below which an app counts as resting.
+    const RESTING: Duration = Duration::from_millis(25);
     let deadline = Instant::now() + limits::SETTLE_MAX;
-    while Instant::now() < deadline && guest.tunnel(DEFAULT_PORT).await.is_err() {
-        sleep(std::time::Duration::from_millis(100)).await;
+    let mut busy_at = Instant::now();
+    let mut cpu_usec = 0;
+    while Instant::now() < deadline && busy_at.elapsed() < limits::SETTLE_QUIET {
+        if guest.tunnel(DEFAULT_PORT).await.is_ok() {
+            return;
+        }
+        // An agent that does not answer is somebody else's to report.
+        let now = guest.app().await.map_or(cpu_usec, |status| status.cpu_usec);
+        if Duration::from_micros(now.saturating_sub(cpu_usec)) > RESTING {
+            busy_at = Instant::now();
+        }
+        cpu_usec = now;
+        sleep(POLL).await;
     }
 }
 
@@ -154,7 +168,7 @@ impl AppLogs<'_> {
             if let Err(error) = self.fetch().await {
                 return error;
             }
-            sleep(std::time::Duration::from_millis(250)).await;
+            sleep(Duration::from_millis(250)).await;
         }
     }
 }
