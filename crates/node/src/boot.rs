@@ -22,7 +22,12 @@ pub struct BootFiles {
 impl BootFiles {
     /// Packs agent and modules into an initramfs and puts it, with the kernel, into the data directory.
     /// Does nothing but read when they are there. Blocks.
-    pub fn install(layout: &Layout, kernel: &Path, agent: &Path, modules: &Path) -> io::Result<Self> {
+    pub fn install(
+        layout: &Layout,
+        kernel: &Path,
+        agent: &Path,
+        modules: &Path,
+    ) -> io::Result<Self> {
         let kernel = std::fs::read(kernel)?;
         let initramfs = initramfs::pack(agent, modules)?;
         let mut hash = digest::Context::new(&digest::SHA256);
@@ -30,7 +35,11 @@ impl BootFiles {
         hash.update(&initramfs);
         let hash = hex::encode(&hash.finish().as_ref()[..16]);
         let dir = layout.boot().join(&hash);
-        let files = Self { kernel: dir.join("vmlinuz"), initramfs: dir.join("initramfs"), hash };
+        let files = Self {
+            kernel: dir.join("vmlinuz"),
+            initramfs: dir.join("initramfs"),
+            hash,
+        };
         if !dir.exists() {
             let temporary = dir.with_extension("tmp");
             if temporary.exists() {

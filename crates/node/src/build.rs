@@ -19,8 +19,8 @@ pub use log::BuildLog;
 use crate::disk;
 use crate::layout::BuildDir;
 use crate::lifecycle::Host;
-use dormouse_core::{BuildId, limits};
 use dormouse_core::image::{ReadyHook, SnapshotSizes};
+use dormouse_core::{BuildId, limits};
 use dormouse_image::{Context, LocalImages, Plan, dockerfile};
 use layers::Layers;
 use serde::Serialize;
@@ -103,7 +103,10 @@ async fn run(
     let context_dir = dir.scratch().join("context");
     create_dirs(&context_dir).await?;
     let prepared = prepare(images.clone(), job.artifact.clone(), context_dir).await?;
-    log.line(&format!("FROM {} ({})", prepared.plan.from, prepared.base_digest));
+    log.line(&format!(
+        "FROM {} ({})",
+        prepared.plan.from, prepared.base_digest
+    ));
 
     let layers = Layers::open(&host.layout.layers());
     let built = steps::run(host, &layers, dir, &prepared, log).await?;
@@ -113,7 +116,9 @@ async fn run(
     times.total_ms = ms_since(began);
     log.line(&format!("DONE in {:.1} s", began.elapsed().as_secs_f64()));
     let text = serde_json::to_vec(&times).expect("numbers serialize");
-    crate::snapshot::write_whole(&dir.times(), &text).await.map_err(BuildError::io("write times"))?;
+    crate::snapshot::write_whole(&dir.times(), &text)
+        .await
+        .map_err(BuildError::io("write times"))?;
     Ok(sizes)
 }
 
@@ -143,7 +148,12 @@ async fn prepare(
         })?;
         let base = base.expect("a plan has asked for its base image");
         let context = Arc::new(context);
-        Ok(Prepared { context, plan, base_disk: base.disk, base_digest: base.digest })
+        Ok(Prepared {
+            context,
+            plan,
+            base_disk: base.disk,
+            base_digest: base.digest,
+        })
     })
     .await
 }
@@ -158,7 +168,9 @@ async fn blocking<T: Send + 'static>(
 }
 
 async fn create_dirs(path: &Path) -> Result<(), BuildError> {
-    tokio::fs::create_dir_all(path).await.map_err(BuildError::io("create folder of build"))
+    tokio::fs::create_dir_all(path)
+        .await
+        .map_err(BuildError::io("create folder of build"))
 }
 
 async fn remove(path: &Path) -> Result<(), BuildError> {

@@ -10,6 +10,7 @@ use crate::gate::{Gate, Phase};
 use crate::guest::Guest;
 use crate::lifecycle::{Host, Setback};
 use crate::vmm::{ExitReason, Instance};
+use dormouse_core::limits;
 use dormouse_core::microvm::{self, Denied, Effect, Event, Record, State};
 use dormouse_store::{Store, StoreError, Versioned};
 use futures_util::future::{BoxFuture, pending};
@@ -69,7 +70,9 @@ pub struct Driver {
 
 impl std::fmt::Debug for Driver {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Driver").field("record", &self.row.value).finish_non_exhaustive()
+        f.debug_struct("Driver")
+            .field("record", &self.row.value)
+            .finish_non_exhaustive()
     }
 }
 
@@ -101,7 +104,15 @@ impl Driver {
         row: Versioned<Record>,
         inbox: mpsc::Receiver<Command>,
     ) -> Self {
-        Self { means, gate, row, machine: None, inbox, work: None, exit: None }
+        Self {
+            means,
+            gate,
+            row,
+            machine: None,
+            inbox,
+            work: None,
+            exit: None,
+        }
     }
 
     /// Picks up where the record stands and drives the MicroVM to its end.
@@ -128,10 +139,7 @@ impl Driver {
     async fn recover(&mut self) {
         let state = self.row.value.state;
         if matches!(state, State::Running | State::Suspending) {
-            match self.means.host.adopt(&self.row.value).await {
-                Ok(machine) => self.machine = machine,
-                Err(error) => self.warn("machine was not adopted", &error),
-            }
+            self.machine = self.adopt().await;
             if self.machine.is_none() && !self.kept_whole() {
                 let reason = "MicroVM's machine is gone.".to_owned();
                 return self.happen(Event::InstanceExited(reason)).await;
@@ -139,6 +147,19 @@ impl Driver {
         }
         self.show();
         self.start(microvm::effect_of(state));
+    }
+
+    /// Finds the machine that an earlier daemon left. A host that has just started many is slow to answer,
+    /// and giving up ends a MicroVM, so it is tried a few times.
+    async fn adopt(&mut self) -> Option<Arc<dyn Instance>> {
+        for _ in 0..limits::ADOPT_ATTEMPTS {
+            match self.means.host.adopt(&self.row.value).await {
+                Ok(machine) => return machine,
+                Err(error) => self.warn("machine was not adopted", &error),
+            }
+            sleep(Duration::from_secs(1)).await;
+        }
+        None
     }
 
     fn kept_whole(&self) -> bool {
@@ -217,7 +238,12 @@ impl Driver {
 
     /// A write that failed is done all the same when only its answer was lost: then the stored record counts.
     async fn reread(&mut self) {
-        match self.means.store.get::<Record>(self.row.value.id.as_str()).await {
+        match self
+            .means
+            .store
+            .get::<Record>(self.row.value.id.as_str())
+            .await
+        {
             Ok(Some(row)) if row.revision != self.row.revision => {
                 self.row = row;
                 self.show();
@@ -233,7 +259,9 @@ impl Driver {
         while let Err(error) = self.try_event(event.clone()).await {
             match error {
                 CommandError::Denied(_) | CommandError::Stopping => return,
-                CommandError::Store(error) => self.warn("record was not stored; trying again", &error),
+                CommandError::Store(error) => {
+                    self.warn("record was not stored; trying again", &error)
+                }
             }
             sleep(Duration::from_secs(1)).await;
         }
@@ -248,7 +276,11 @@ impl Driver {
                 Phase::Open(Arc::clone(machine))
             }
             (State::Suspended, _) => Phase::Asleep {
-                auto_resume: self.row.value.idle_policy.is_none_or(|policy| policy.auto_resume),
+                auto_resume: self
+                    .row
+                    .value
+                    .idle_policy
+                    .is_none_or(|policy| policy.auto_resume),
                 wake_failed: self.row.value.state_reason.is_some(),
             },
             (State::Terminating | State::Terminated, _) => Phase::Ended,
@@ -285,10 +317,16 @@ impl Driver {
 async fn launch(means: &Means, record: &Record) -> Outcome {
     let _turn = means.transitions.acquire().await;
     match means.host.launch(record).await {
-        Ok(machine) => Outcome { event: Event::Launched, machine: Some(machine) },
+        Ok(machine) => Outcome {
+            event: Event::Launched,
+            machine: Some(machine),
+        },
         Err(error) => {
             let reason = failed("launch", record, &error);
-            Outcome { event: Event::LaunchFailed(reason), machine: None }
+            Outcome {
+                event: Event::LaunchFailed(reason),
+                machine: None,
+            }
         }
     }
 }
@@ -301,14 +339,23 @@ async fn suspend(
 ) -> Outcome {
     let _turn = means.transitions.acquire().await;
     match means.host.suspend(record, machine.as_deref(), gate).await {
-        Ok(()) => Outcome { event: Event::Suspended, machine: None },
+        Ok(()) => Outcome {
+            event: Event::Suspended,
+            machine: None,
+        },
         Err(Setback::Unharmed(error)) => {
             let reason = failed("suspend", record, &error);
-            Outcome { event: Event::SuspendFailed(reason), machine }
+            Outcome {
+                event: Event::SuspendFailed(reason),
+                machine,
+            }
         }
         Err(Setback::Lost(error)) => {
             let reason = failed("suspend", record, &error);
-            Outcome { event: Event::InstanceExited(reason), machine: None }
+            Outcome {
+                event: Event::InstanceExited(reason),
+                machine: None,
+            }
         }
     }
 }
@@ -316,29 +363,37 @@ async fn suspend(
 async fn resume(means: &Means, record: &Record) -> Outcome {
     let _turn = means.transitions.acquire().await;
     match means.host.resume(record).await {
-        Ok(machine) => Outcome { event: Event::Resumed, machine: Some(machine) },
+        Ok(machine) => Outcome {
+            event: Event::Resumed,
+            machine: Some(machine),
+        },
         Err(Setback::Unharmed(error)) => {
             let reason = failed("resume", record, &error);
-            Outcome { event: Event::ResumeFailed(reason), machine: None }
+            Outcome {
+                event: Event::ResumeFailed(reason),
+                machine: None,
+            }
         }
         Err(Setback::Lost(error)) => {
             let reason = failed("resume", record, &error);
-            Outcome { event: Event::InstanceExited(reason), machine: None }
+            Outcome {
+                event: Event::InstanceExited(reason),
+                machine: None,
+            }
         }
     }
 }
 
-async fn teardown(
-    means: &Means,
-    record: &Record,
-    machine: Option<Arc<dyn Instance>>,
-) -> Outcome {
+async fn teardown(means: &Means, record: &Record, machine: Option<Arc<dyn Instance>>) -> Outcome {
     let mut machine = machine;
     while let Err(error) = means.host.teardown(record, machine.take().as_deref()).await {
         tracing::error!(microvm = %record.id, error = chain(&error), "teardown failed; trying again");
         sleep(Duration::from_secs(1)).await;
     }
-    Outcome { event: Event::TornDown, machine: None }
+    Outcome {
+        event: Event::TornDown,
+        machine: None,
+    }
 }
 
 /// Logs a failed transition where it is handled and makes its state reason.

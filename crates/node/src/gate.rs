@@ -73,8 +73,14 @@ impl Gate {
             last_activity_ms: AtomicU64::new(0),
             epoch: Instant::now(),
         };
-        let now = Now { phase, machine_gone: CancellationToken::new() };
-        Self { now: watch::Sender::new(now), usage: Arc::new(usage) }
+        let now = Now {
+            phase,
+            machine_gone: CancellationToken::new(),
+        };
+        Self {
+            now: watch::Sender::new(now),
+            usage: Arc::new(usage),
+        }
     }
 
     /// Changes the phase; opening counts as activity, so that the idle time starts anew.
@@ -144,7 +150,13 @@ impl Gate {
                 self.usage.leases.fetch_add(1, Ordering::Relaxed);
                 let usage = Arc::clone(&self.usage);
                 let machine_gone = Box::pin(now.machine_gone.clone().cancelled_owned());
-                Ok((Arc::clone(machine), Lease { usage, machine_gone }))
+                Ok((
+                    Arc::clone(machine),
+                    Lease {
+                        usage,
+                        machine_gone,
+                    },
+                ))
             }
             other => Err(other.clone()),
         }

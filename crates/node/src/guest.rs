@@ -94,7 +94,9 @@ impl<'a> Guest<'a> {
             let attempt = self.json::<Hello>("hello", get("/v1/hello"), ATTEMPT).await;
             match attempt {
                 Ok(hello) if hello.generation != GENERATION => {
-                    return Err(GuestError::Generation { found: hello.generation });
+                    return Err(GuestError::Generation {
+                        found: hello.generation,
+                    });
                 }
                 Ok(hello) => return Ok(hello),
                 Err(error) if Instant::now() >= deadline => return Err(error),
@@ -106,12 +108,18 @@ impl<'a> Guest<'a> {
     /// Starts the app.
     pub async fn start_app(&self, spec: &ProcessSpec) -> Result<AppStatus, GuestError> {
         let request = post("/v1/app/start", json_body(spec));
-        self.json("start of app", request, limits::AGENT_REQUEST_TIMEOUT).await
+        self.json("start of app", request, limits::AGENT_REQUEST_TIMEOUT)
+            .await
     }
 
     /// What the app is doing.
     pub async fn app(&self) -> Result<AppStatus, GuestError> {
-        self.json("status of app", get("/v1/app"), limits::AGENT_REQUEST_TIMEOUT).await
+        self.json(
+            "status of app",
+            get("/v1/app"),
+            limits::AGENT_REQUEST_TIMEOUT,
+        )
+        .await
     }
 
     /// Waits for the app's first process to end; without limit.
@@ -145,7 +153,10 @@ impl<'a> Guest<'a> {
         let mut body = response.into_body();
         let mut buffer = Vec::new();
         while let Some(frame) = body.frame().await {
-            let frame = frame.map_err(|source| GuestError::Http { request: what, source })?;
+            let frame = frame.map_err(|source| GuestError::Http {
+                request: what,
+                source,
+            })?;
             if let Ok(data) = frame.into_data() {
                 buffer.extend_from_slice(&data);
             }
@@ -178,12 +189,14 @@ impl<'a> Guest<'a> {
 
     /// Puts everything on disk and holds writes back, so that the disk can be cut off here.
     pub async fn freeze_disk(&self) -> Result<(), GuestError> {
-        self.order("freeze of disk", post("/v1/disk/freeze", empty())).await
+        self.order("freeze of disk", post("/v1/disk/freeze", empty()))
+            .await
     }
 
     /// Lets writes go on.
     pub async fn thaw_disk(&self) -> Result<(), GuestError> {
-        self.order("thaw of disk", post("/v1/disk/thaw", empty())).await
+        self.order("thaw of disk", post("/v1/disk/thaw", empty()))
+            .await
     }
 
     /// Stops the app for a snapshot.
@@ -248,7 +261,10 @@ impl<'a> Guest<'a> {
         let response = within(what, self.send(what, request)).await?;
         let upgraded = hyper::upgrade::on(response)
             .await
-            .map_err(|source| GuestError::Http { request: what, source })?;
+            .map_err(|source| GuestError::Http {
+                request: what,
+                source,
+            })?;
         Ok(Box::new(TokioIo::new(upgraded)))
     }
 
@@ -270,7 +286,9 @@ impl<'a> Guest<'a> {
             let response = self.send(what, request).await?;
             parse(what, &collect(what, response).await?)
         };
-        timeout(limit, exchange).await.unwrap_or(Err(GuestError::TimedOut(what)))
+        timeout(limit, exchange)
+            .await
+            .unwrap_or(Err(GuestError::TimedOut(what)))
     }
 
     /// Sends one request on a connection of its own; an answer of 400 or above becomes an error.
@@ -289,7 +307,10 @@ async fn send_on(
     what: &'static str,
     request: Request<RequestBody>,
 ) -> Result<Response<Incoming>, GuestError> {
-    let http = |source| GuestError::Http { request: what, source };
+    let http = |source| GuestError::Http {
+        request: what,
+        source,
+    };
     let (mut sender, connection) = hyper::client::conn::http1::Builder::new()
         .max_buf_size(limits::HTTP_HEAD_BYTES_MAX)
         .max_headers(limits::HTTP_HEADERS_MAX)
@@ -365,7 +386,10 @@ fn parse<T: DeserializeOwned>(what: &'static str, body: &[u8]) -> Result<T, Gues
 }
 
 fn nonsense(request: &'static str, problem: &str) -> GuestError {
-    GuestError::Nonsense { request, problem: problem.to_owned() }
+    GuestError::Nonsense {
+        request,
+        problem: problem.to_owned(),
+    }
 }
 
 /// Takes one whole frame off the front of `buffer`, if there is one.
@@ -397,7 +421,9 @@ mod tests {
     #[test]
     fn frames_are_taken_whole() {
         let mut buffer = vec![1, 0, 0, 0, 2, b'h', b'i', 3, 0, 0];
-        let frame = take_frame(&mut buffer).expect("a valid frame").expect("a whole frame");
+        let frame = take_frame(&mut buffer)
+            .expect("a valid frame")
+            .expect("a whole frame");
         assert_eq!(frame, (FrameKind::Stdout, b"hi".to_vec()));
         assert!(take_frame(&mut buffer).expect("no error").is_none());
         assert_eq!(buffer, [3, 0, 0]);

@@ -22,7 +22,9 @@ impl Layout {
     /// Uses `root`, which must be absolute: disk images refer to each other by path.
     #[must_use]
     pub fn new(root: &Path) -> Self {
-        Self { root: root.to_owned() }
+        Self {
+            root: root.to_owned(),
+        }
     }
 
     /// Makes the folders that everything else relies on.
@@ -63,7 +65,9 @@ impl Layout {
 
     /// The folders of all MicroVMs.
     pub fn vm_dirs(&self) -> std::io::Result<Vec<PathBuf>> {
-        std::fs::read_dir(self.root.join("vms"))?.map(|entry| Ok(entry?.path())).collect()
+        std::fs::read_dir(self.root.join("vms"))?
+            .map(|entry| Ok(entry?.path()))
+            .collect()
     }
 
     /// One MicroVM.

@@ -104,7 +104,9 @@ impl Host {
         {
             gate.drain(limits::DRAIN_QUIET, limits::DRAIN_TIMEOUT).await;
             if let Err(error) = keep(&dir, machine).await {
-                self.run_on(record, &dir, machine).await.map_err(Setback::Lost)?;
+                self.run_on(record, &dir, machine)
+                    .await
+                    .map_err(Setback::Lost)?;
                 return Err(Setback::Unharmed(error));
             }
         }
@@ -126,7 +128,10 @@ impl Host {
     ) -> Result<(), LifecycleError> {
         match tokio::fs::rename(dir.suspended(), dir.suspending()).await {
             Err(source) if source.kind() != io::ErrorKind::NotFound => {
-                return Err(LifecycleError::Io { action: "take snapshot back", source });
+                return Err(LifecycleError::Io {
+                    action: "take snapshot back",
+                    source,
+                });
             }
             _ => {}
         }
@@ -140,14 +145,26 @@ impl Host {
     pub async fn resume(&self, record: &Record) -> Result<Arc<dyn Instance>, Setback> {
         let dir = self.layout.vm(&record.id);
         let kept = tokio::fs::try_exists(dir.suspended()).await;
-        let machine = if kept.map_err(io_error("find snapshot")).map_err(Setback::Unharmed)? {
-            let machine = self.restore_kept(record, &dir).await.map_err(Setback::Unharmed)?;
+        let machine = if kept
+            .map_err(io_error("find snapshot"))
+            .map_err(Setback::Unharmed)?
+        {
+            let machine = self
+                .restore_kept(record, &dir)
+                .await
+                .map_err(Setback::Unharmed)?;
             // From the rename on the machine may write to its disk, so the snapshot no longer fits it.
             if let Err(source) = rename_durably(&dir.suspended(), &dir.consumed()).await {
-                self.vmm.reap(dir.path()).await.map_err(|e| Setback::Lost(e.into()))?;
+                self.vmm
+                    .reap(dir.path())
+                    .await
+                    .map_err(|e| Setback::Lost(e.into()))?;
                 // It has not run. The rename may be done all the same, only not durably.
                 let _ = tokio::fs::rename(dir.consumed(), dir.suspended()).await;
-                let error = LifecycleError::Io { action: "take snapshot into use", source };
+                let error = LifecycleError::Io {
+                    action: "take snapshot into use",
+                    source,
+                };
                 return Err(Setback::Unharmed(error));
             }
             machine
@@ -165,7 +182,10 @@ impl Host {
     }
 
     /// Finds the machine that an earlier daemon left running, with its app thawed.
-    pub async fn adopt(&self, record: &Record) -> Result<Option<Arc<dyn Instance>>, LifecycleError> {
+    pub async fn adopt(
+        &self,
+        record: &Record,
+    ) -> Result<Option<Arc<dyn Instance>>, LifecycleError> {
         let dir = self.layout.vm(&record.id);
         Ok(self.vmm.adopt(dir.path()).await?.map(Arc::from))
     }
@@ -238,7 +258,9 @@ impl Host {
                 entropy_hex: hex::encode(entropy),
                 hostname: record.id.as_str().to_owned(),
             };
-            Guest::new(machine).thaw_restored(limits::LAUNCH_TIMEOUT, spec).await?;
+            Guest::new(machine)
+                .thaw_restored(limits::LAUNCH_TIMEOUT, spec)
+                .await?;
             let took_ms = began.elapsed().as_millis();
             tracing::debug!(microvm = %record.id, took_ms, "microvm thawed");
             Ok(())
@@ -255,13 +277,21 @@ async fn keep(dir: &VmDir, machine: &dyn Instance) -> Result<(), LifecycleError>
         Guest::new(machine).freeze().await?;
         remove_tree(&dir.suspending()).await?;
         create_dir(&dir.suspending())?;
-        machine.snapshot_delta(&delta_files(&dir.suspending())).await?;
+        machine
+            .snapshot_delta(&delta_files(&dir.suspending()))
+            .await?;
         let folder = tokio::fs::File::open(dir.suspending()).await;
-        folder.map_err(io_error("open snapshot"))?.sync_all().await.map_err(io_error("sync snapshot"))
+        folder
+            .map_err(io_error("open snapshot"))?
+            .sync_all()
+            .await
+            .map_err(io_error("sync snapshot"))
     };
     while_alive(machine, limits::SUSPEND_TIMEOUT, "suspend", write).await?;
     // Not under the time limit: given up halfway, a rename may still happen later.
-    rename_durably(&dir.suspending(), &dir.suspended()).await.map_err(io_error("name snapshot"))
+    rename_durably(&dir.suspending(), &dir.suspended())
+        .await
+        .map_err(io_error("name snapshot"))
 }
 
 /// Works with a machine for `limit` at most, and no longer than it lives: the network of a machine that is
@@ -283,7 +313,10 @@ async fn while_alive<T>(
 }
 
 fn delta_files(folder: &Path) -> DeltaFiles {
-    DeltaFiles { state: folder.join("state"), memory: folder.join("memory") }
+    DeltaFiles {
+        state: folder.join("state"),
+        memory: folder.join("memory"),
+    }
 }
 
 async fn exists(path: &Path) -> bool {
@@ -308,7 +341,10 @@ async fn remove_tree(path: &Path) -> Result<(), LifecycleError> {
                 sleep(Duration::from_millis(10)).await;
             }
             Err(source) if source.kind() != io::ErrorKind::NotFound => {
-                return Err(LifecycleError::Io { action: "delete files of microvm", source });
+                return Err(LifecycleError::Io {
+                    action: "delete files of microvm",
+                    source,
+                });
             }
             _ => break,
         }

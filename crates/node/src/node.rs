@@ -70,7 +70,9 @@ impl Node {
         let mut query = Query::default();
         loop {
             let page = node.means.store.list::<Record>(&query).await?;
-            let Some(last) = page.last() else { return Ok(node) };
+            let Some(last) = page.last() else {
+                return Ok(node);
+            };
             query.after = Some(last.seq);
             for row in page {
                 if row.value.state != State::Terminated {
@@ -143,9 +145,10 @@ impl Node {
             };
             return match tunnel {
                 Ok(stream) => Ok(LeasedStream::new(stream, lease)),
-                Err(GuestError::Refused { status: StatusCode::BAD_GATEWAY, .. }) => {
-                    Err(OpenError::NotListening)
-                }
+                Err(GuestError::Refused {
+                    status: StatusCode::BAD_GATEWAY,
+                    ..
+                }) => Err(OpenError::NotListening),
                 Err(error) => Err(OpenError::Unreachable(error)),
             };
         }
@@ -156,7 +159,10 @@ impl Node {
     pub async fn stop(&self) {
         self.means.stop.cancel();
         self.drivers.close();
-        if timeout(limits::STOP_TIMEOUT, self.drivers.wait()).await.is_err() {
+        if timeout(limits::STOP_TIMEOUT, self.drivers.wait())
+            .await
+            .is_err()
+        {
             tracing::warn!("transitions under way did not end; the next start takes them up again");
         }
     }
@@ -171,13 +177,19 @@ impl Vm {
     async fn put(&self, event: Event) -> Result<(), CommandError> {
         let (reply, answer) = oneshot::channel();
         let command = Command { event, reply };
-        self.commands.send(command).await.map_err(|_| CommandError::Stopping)?;
+        self.commands
+            .send(command)
+            .await
+            .map_err(|_| CommandError::Stopping)?;
         answer.await.unwrap_or(Err(CommandError::Stopping))
     }
 
     /// Waits until the gate opens, waking the MicroVM once if it sleeps.
     async fn wait_for_entry(&self) -> Result<(Arc<dyn Instance>, Lease), OpenError> {
-        let _place = self.waiters.try_acquire().map_err(|_| OpenError::Overloaded)?;
+        let _place = self
+            .waiters
+            .try_acquire()
+            .map_err(|_| OpenError::Overloaded)?;
         let entry = async {
             let mut changes = self.gate.changes();
             let mut woken = false;
@@ -186,8 +198,12 @@ impl Vm {
                 match self.gate.enter() {
                     Ok(entered) => return Ok(entered),
                     Err(Phase::Ended) => return Err(OpenError::Ended),
-                    Err(Phase::Asleep { auto_resume: false, .. }) => return Err(OpenError::Asleep),
-                    Err(Phase::Asleep { wake_failed: true, .. }) if woken => {
+                    Err(Phase::Asleep {
+                        auto_resume: false, ..
+                    }) => return Err(OpenError::Asleep),
+                    Err(Phase::Asleep {
+                        wake_failed: true, ..
+                    }) if woken => {
                         return Err(OpenError::WakeFailed);
                     }
                     Err(Phase::Asleep { .. }) => match self.put(Event::Wake).await {
@@ -206,6 +222,8 @@ impl Vm {
                 }
             }
         };
-        timeout(limits::WAKE_TIMEOUT, entry).await.unwrap_or(Err(OpenError::WakeFailed))
+        timeout(limits::WAKE_TIMEOUT, entry)
+            .await
+            .unwrap_or(Err(OpenError::WakeFailed))
     }
 }

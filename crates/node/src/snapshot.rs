@@ -49,12 +49,22 @@ impl Manifest {
 
     /// Reads the manifest of a build and checks that this host can restore it.
     pub async fn load(build: &BuildDir, vmm: &str) -> Result<Self, ManifestError> {
-        let text = tokio::fs::read(build.manifest()).await.map_err(ManifestError::Read)?;
+        let text = tokio::fs::read(build.manifest())
+            .await
+            .map_err(ManifestError::Read)?;
         let manifest: Self = serde_json::from_slice(&text).map_err(ManifestError::Parse)?;
         let same = |what, found: String, here: String| {
-            if found == here { Ok(()) } else { Err(ManifestError::Mismatch { what, found, here }) }
+            if found == here {
+                Ok(())
+            } else {
+                Err(ManifestError::Mismatch { what, found, here })
+            }
         };
-        same("format", manifest.format.to_string(), Self::FORMAT.to_string())?;
+        same(
+            "format",
+            manifest.format.to_string(),
+            Self::FORMAT.to_string(),
+        )?;
         same("VMM", manifest.vmm.clone(), vmm.to_owned())?;
         same(
             "agent generation",

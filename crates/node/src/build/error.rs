@@ -127,7 +127,10 @@ impl BuildError {
             // AWS gives these alone.
             Self::Ready(text) => text.clone(),
             error if error.code() == "CONTAINER_BUILD_FAILED" => {
-                format!("CONTAINER_BUILD_FAILED: The container image build failed. {}", chain(error))
+                format!(
+                    "CONTAINER_BUILD_FAILED: The container image build failed. {}",
+                    chain(error)
+                )
             }
             error => format!("{}: {}", error.code(), chain(error)),
         }

@@ -109,7 +109,11 @@ async fn wait_until_ready(
         }
         Ok(())
     };
-    let mut logs = AppLogs { guest, log, next: 0 };
+    let mut logs = AppLogs {
+        guest,
+        log,
+        next: 0,
+    };
     let result = tokio::select! {
         ready = waited => ready,
         died = logs.follow_until_exit() => Err(died),
@@ -163,7 +167,9 @@ impl AppLogs<'_> {
                 Err(error) => return error.into(),
             };
             if status.state == AppState::Exited {
-                return BuildError::AppExited { code: status.exit.map_or(-1, |exit| exit.code) };
+                return BuildError::AppExited {
+                    code: status.exit.map_or(-1, |exit| exit.code),
+                };
             }
             if let Err(error) = self.fetch().await {
                 return error;
@@ -181,8 +187,12 @@ async fn finish(
     spec: &BootSpec,
 ) -> Result<SnapshotSizes, BuildError> {
     for file in [dir.memory(), dir.state(), dir.disk()] {
-        let file = tokio::fs::File::open(&file).await.map_err(BuildError::io("open snapshot"))?;
-        file.sync_all().await.map_err(BuildError::io("sync snapshot"))?;
+        let file = tokio::fs::File::open(&file)
+            .await
+            .map_err(BuildError::io("open snapshot"))?;
+        file.sync_all()
+            .await
+            .map_err(BuildError::io("sync snapshot"))?;
     }
     let manifest = Manifest {
         format: Manifest::FORMAT,
@@ -192,9 +202,14 @@ async fn finish(
         vcpus: spec.vcpus,
         agent_generation: guest::GENERATION,
     };
-    manifest.save(dir).await.map_err(BuildError::io("write snapshot manifest"))?;
+    manifest
+        .save(dir)
+        .await
+        .map_err(BuildError::io("write snapshot manifest"))?;
     let allocated = async |path: &Path| {
-        disk::allocated_bytes(path).await.map_err(BuildError::io("measure snapshot"))
+        disk::allocated_bytes(path)
+            .await
+            .map_err(BuildError::io("measure snapshot"))
     };
     Ok(SnapshotSizes {
         memory: allocated(&dir.memory()).await? + allocated(&dir.state()).await?,

@@ -38,8 +38,9 @@ pub(super) async fn wait_ready(guest: Guest<'_>, hook: ReadyHook) -> Result<(), 
 /// One request on a connection of its own; none when it came to no answer.
 async fn ask(guest: Guest<'_>, port: u16) -> Option<StatusCode> {
     let stream = guest.tunnel(port).await.ok()?;
-    let (mut sender, connection) =
-        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.ok()?;
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+        .await
+        .ok()?;
     let request = Request::post("/aws/lambda-microvms/runtime/v1/ready")
         .header(http::header::HOST, format!("localhost:{port}"))
         .header(http::header::CONTENT_LENGTH, "0")
@@ -65,13 +66,21 @@ fn timed_out(hook: ReadyHook) -> BuildError {
 
 /// A duration as ISO 8601 has it, as in `PT5M` or `PT1M30S`.
 fn iso_duration(seconds: u64) -> String {
-    let parts = [(seconds / 3600, 'H'), (seconds / 60 % 60, 'M'), (seconds % 60, 'S')];
+    let parts = [
+        (seconds / 3600, 'H'),
+        (seconds / 60 % 60, 'M'),
+        (seconds % 60, 'S'),
+    ];
     let text: String = parts
         .into_iter()
         .filter(|(value, _)| *value > 0)
         .map(|(value, unit)| format!("{value}{unit}"))
         .collect();
-    if text.is_empty() { "PT0S".to_owned() } else { format!("PT{text}") }
+    if text.is_empty() {
+        "PT0S".to_owned()
+    } else {
+        format!("PT{text}")
+    }
 }
 
 #[cfg(test)]
@@ -80,9 +89,14 @@ mod tests {
 
     #[test]
     fn durations_read_as_aws_prints_them() {
-        for (seconds, text) in
-            [(0, "PT0S"), (1, "PT1S"), (60, "PT1M"), (90, "PT1M30S"), (300, "PT5M"), (3600, "PT1H")]
-        {
+        for (seconds, text) in [
+            (0, "PT0S"),
+            (1, "PT1S"),
+            (60, "PT1M"),
+            (90, "PT1M30S"),
+            (300, "PT5M"),
+            (3600, "PT1H"),
+        ] {
             assert_eq!(iso_duration(seconds), text);
         }
     }

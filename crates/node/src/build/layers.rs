@@ -22,7 +22,9 @@ struct Entry {
 
 impl Layers {
     pub(super) fn open(dir: &Path) -> Self {
-        Self { dir: dir.to_owned() }
+        Self {
+            dir: dir.to_owned(),
+        }
     }
 
     /// The disk that this key names.
@@ -36,13 +38,18 @@ impl Layers {
     /// A name for a disk that no key names yet.
     pub(super) fn new_disk(&self) -> LayerDisk {
         let id = Uuid::new_v4();
-        LayerDisk { id, path: self.disk(id) }
+        LayerDisk {
+            id,
+            path: self.disk(id),
+        }
     }
 
     /// Lets `key` name a disk that is complete and will never be written again.
     pub(super) async fn publish(&self, key: &str, disk: &LayerDisk) -> Result<(), BuildError> {
         let entry = serde_json::to_vec(&Entry { disk: disk.id }).expect("a UUID serializes");
-        write_whole(&self.entry(key), &entry).await.map_err(BuildError::io("write cache entry"))
+        write_whole(&self.entry(key), &entry)
+            .await
+            .map_err(BuildError::io("write cache entry"))
     }
 
     fn entry(&self, key: &str) -> PathBuf {

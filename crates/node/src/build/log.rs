@@ -26,19 +26,33 @@ struct Bounded {
 impl BuildLog {
     /// Begins a new log.
     pub fn create(path: &Path) -> std::io::Result<Self> {
-        let file = Bounded { file: File::create(path)?, written: 0 };
-        Ok(Self { file: Mutex::new(file), began: Instant::now() })
+        let file = Bounded {
+            file: File::create(path)?,
+            written: 0,
+        };
+        Ok(Self {
+            file: Mutex::new(file),
+            began: Instant::now(),
+        })
     }
 
     /// A line of our own.
     pub fn line(&self, text: &str) {
-        self.write(&format!("{:8.3} {text}\n", self.began.elapsed().as_secs_f64()));
+        self.write(&format!(
+            "{:8.3} {text}\n",
+            self.began.elapsed().as_secs_f64()
+        ));
     }
 
     /// Begins a step, as in `[2/5] RUN make`.
     pub(super) fn step(&self, number: usize, of: usize, text: &str) -> StepLog<'_> {
         self.line(&format!("[{number}/{of}] {text}"));
-        StepLog { log: self, number, began: Instant::now(), partial: Vec::new() }
+        StepLog {
+            log: self,
+            number,
+            began: Instant::now(),
+            partial: Vec::new(),
+        }
     }
 
     /// What the app printed before its snapshot.
@@ -102,7 +116,8 @@ impl StepLog<'_> {
             self.flush();
         }
         let seconds = self.began.elapsed().as_secs_f64();
-        self.log.line(&format!("#{} DONE {seconds:.1}s", self.number));
+        self.log
+            .line(&format!("#{} DONE {seconds:.1}s", self.number));
     }
 
     /// The step's process ended with a failure.
@@ -110,17 +125,21 @@ impl StepLog<'_> {
         if !self.partial.is_empty() {
             self.flush();
         }
-        self.log.line(&format!("#{} exit code: {code}", self.number));
+        self.log
+            .line(&format!("#{} exit code: {code}", self.number));
     }
 
     fn flush(&mut self) {
         let text = String::from_utf8_lossy(&self.partial);
-        self.log.line(&format!("#{} {}", self.number, printable(&text)));
+        self.log
+            .line(&format!("#{} {}", self.number, printable(&text)));
         self.partial.clear();
     }
 }
 
 /// Takes out what could play with the terminal of whoever reads the log.
 fn printable(text: &str) -> String {
-    text.chars().filter(|c| !c.is_control() || *c == '\t').collect()
+    text.chars()
+        .filter(|c| !c.is_control() || *c == '\t')
+        .collect()
 }

@@ -73,7 +73,9 @@ pub(super) async fn run(
 }
 
 async fn copy_digest(prepared: &Prepared, step: &Step) -> Result<Option<String>, BuildError> {
-    let StepKind::Copy(copy) = &step.kind else { return Ok(None) };
+    let StepKind::Copy(copy) = &step.kind else {
+        return Ok(None);
+    };
     let (context, copy, line) = (Arc::clone(&prepared.context), copy.clone(), step.line);
     blocking(move || match context.copy_output(&copy) {
         Ok(output) => Ok(Some(output.digest)),
@@ -118,7 +120,11 @@ async fn run_step(
         StepKind::Run(run) => return run_command(guest, run, step.line, log).await,
         StepKind::Copy(copy) => copy_files(guest, dir, prepared, copy, step.line).await?,
         StepKind::Workdir { path, owner } => {
-            let spec = CopySpec { dest: path.clone(), owner: owner.clone(), as_file: false };
+            let spec = CopySpec {
+                dest: path.clone(),
+                owner: owner.clone(),
+                as_file: false,
+            };
             guest.copy(&spec, std::io::Cursor::new(EMPTY_TAR)).await?;
         }
         StepKind::Config => {}
@@ -147,11 +153,19 @@ async fn run_command(
     let command = run.argv.join(" ");
     if exit.timed_out {
         let limit_s = limits::BUILD_STEP_TIMEOUT_S;
-        return Err(BuildError::StepTimedOut { line, command, limit_s });
+        return Err(BuildError::StepTimedOut {
+            line,
+            command,
+            limit_s,
+        });
     }
     if exit.code != 0 {
         log.exited(exit.code);
-        return Err(BuildError::StepFailed { line, command, code: exit.code });
+        return Err(BuildError::StepFailed {
+            line,
+            command,
+            code: exit.code,
+        });
     }
     log.done();
     Ok(())
@@ -172,7 +186,9 @@ async fn copy_files(
         written.map_err(|source| BuildError::Copy { line, source })
     })
     .await?;
-    let tar = tokio::fs::File::open(&path).await.map_err(BuildError::io("open tar"))?;
+    let tar = tokio::fs::File::open(&path)
+        .await
+        .map_err(BuildError::io("open tar"))?;
     guest.copy(&output.spec, tar).await?;
     remove(&path).await
 }
