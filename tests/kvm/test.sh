@@ -37,6 +37,7 @@ cp -a "$venv/lib/"python3*/site-packages "$payload/site-packages"
 cp -r scripts "$payload/scripts"
 cp -r tests/e2e "$payload/tests/e2e"
 cp -r examples/hello "$payload/examples/hello"
+cp tests/kvm/report_at_once.py "$payload/"
 cp tests/kvm/inside.sh "$payload/run"
 
 tests/kvm/run.sh "$kvm" "$payload"

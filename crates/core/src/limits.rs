@@ -11,8 +11,6 @@ pub const MEMORY_PEAK_FACTOR: u32 = 4;
 
 /// Longest life of a MicroVM and the default, in seconds, suspended time included.
 pub const LIFETIME_MAX_S: u64 = 28_800;
-/// Shortest idle time before a suspend, in seconds.
-pub const IDLE_MIN_S: u64 = 60;
 
 /// Largest code artifact (compressed), in bytes.
 pub const ARTIFACT_BYTES_MAX: u64 = 1 << 30;

@@ -12,6 +12,7 @@ mod doctor;
 mod http;
 mod keys;
 mod objects;
+mod retention;
 mod s3;
 mod serve;
 mod telemetry;

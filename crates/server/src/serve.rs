@@ -9,6 +9,7 @@ use crate::daemon::{DaemonFile, DataLock};
 use crate::http::{self, Service};
 use crate::keys::Keys;
 use crate::objects::Objects;
+use crate::retention;
 use crate::s3;
 use crate::telemetry;
 use crate::upstreams::LocalUpstreams;
@@ -55,7 +56,7 @@ struct Running {
     app: Arc<App>,
     slots: Arc<SlotPool>,
     stop: CancellationToken,
-    listeners: Vec<tokio::task::JoinHandle<()>>,
+    tasks: Vec<tokio::task::JoinHandle<()>>,
     _lock: DataLock,
 }
 
@@ -116,15 +117,16 @@ impl Running {
             keys,
             s3,
         });
-        let listeners = vec![
+        let tasks = vec![
             tokio::spawn(http::serve(api, service, stop.clone())),
+            tokio::spawn(retention::run(app.store.clone(), stop.clone())),
             tokio::spawn(dormouse_ingress::serve(ingress, proxy, stop.clone())),
         ];
         Ok(Self {
             app,
             slots,
             stop,
-            listeners,
+            tasks,
             _lock: lock,
         })
     }
@@ -133,8 +135,8 @@ impl Running {
     async fn stop(self) {
         tracing::info!("stopping; microvms keep running");
         self.stop.cancel();
-        for listener in self.listeners {
-            let _ = listener.await;
+        for task in self.tasks {
+            let _ = task.await;
         }
         self.app.builds.stop().await;
         self.app.node.stop().await;
