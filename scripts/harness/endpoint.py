@@ -18,7 +18,10 @@ class Answer:
     body: bytes
 
     def json(self):
-        return json.loads(self.body)
+        try:
+            return json.loads(self.body)
+        except ValueError as error:
+            raise ValueError(f"status {self.status}, no JSON: {self.body[:200]!r}") from error
 
 
 class Connection(http.client.HTTPSConnection):

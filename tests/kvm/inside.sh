@@ -30,13 +30,23 @@ grep -q 'a probe guest booted on KVM' doctor.txt || die "doctor does not see tha
 say "VMM contract suite, on KVM"
 DORMOUSE_TEST_ACCEL=kvm ./vmm-contract --test-threads 1 --nocapture
 
-# `auto` has to choose KVM by itself. The pipe keeps pytest from drawing on a console.
+# `auto` has to choose KVM by itself. The main flow by each client, what a clone must not share, and adoption: more
+# would take longer than a quarter of an hour on two emulated processors. The pipe keeps pytest from drawing on a
+# console.
 say "end-to-end tests, on what --accel auto chooses"
 export DORMOUSE_TEST_ACCEL=auto
 cd tests/e2e/py
 python3 -m pytest -v -p report_at_once \
-    test_flow.py test_clones.py test_lifecycle.py test_restart.py::test_next_daemon_adopts_what_runs |
-    cat || die "the end-to-end tests failed"
+    test_flow.py \
+    test_clones.py::test_random_numbers_differ \
+    test_clones.py::test_app_runs_nothing_between_restore_and_thaw \
+    test_restart.py::test_next_daemon_adopts_what_runs |
+    cat || failed=true
 cd "$payload"
+if [ -n "${failed:-}" ]; then
+    # Without the changes of state, which are most of it.
+    grep -v '"state":' cache/e2e.log | tail -60
+    die "the end-to-end tests failed"
+fi
 grep -q '"vmm":"qemu-kvm"' cache/e2e.log || die "--accel auto did not choose KVM"
 say "passed"

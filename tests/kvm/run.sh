@@ -10,7 +10,7 @@ timeout_s=${DORMOUSE_KVM_TIMEOUT:-2400}
 work=$(mktemp -d -p "$folder")
 trap 'rm -rf "$work"' EXIT
 
-truncate -s 4G "$work/payload.ext4"
+truncate -s 16G "$work/payload.ext4"
 mke2fs -q -t ext4 -d "$payload" -E lazy_itable_init=1 "$work/payload.ext4"
 # The tests write to a layer of their own: the next run finds the host as it was made.
 qemu-img create -q -f qcow2 -F raw -b "$(realpath "$folder/host.ext4")" "$work/host.qcow2"
