@@ -150,8 +150,7 @@ impl Plumbing {
             );
             let linked = unless_taken(run("ip", &["-batch", "-"], &link));
             if !matches!(linked, Ok(true)) {
-                // The link, if it is ours, goes with the namespace that holds its other end.
-                run("ip", &["netns", "del", &name], "")?;
+                delete(&name)?;
                 return linked;
             }
             let ipv6 = format!("/proc/sys/net/ipv6/conf/{name}/disable_ipv6");
@@ -201,15 +200,10 @@ impl Plumbing {
             .await
     }
 
-    /// Deletes what there is of a slot.
-    pub(crate) async fn delete(&self, name: &str) -> Result<(), SlotError> {
+    /// Deletes what there is of a slot; false when there was nothing.
+    pub(crate) async fn delete(&self, name: &str) -> Result<bool, SlotError> {
         let name = name.to_owned();
-        blocking(move || {
-            // First, for the kernel takes its time over the links of a deleted namespace.
-            delete_if_present(&link_path(&name), &["link", "del", "dev", &name])?;
-            delete_if_present(&netns_path(&name), &["netns", "del", &name])
-        })
-        .await
+        blocking(move || delete(&name)).await
     }
 
     /// The two ends of a slot's link: the host's and the slot's.
@@ -285,14 +279,22 @@ fn unless_taken(result: Result<(), SlotError>) -> Result<bool, SlotError> {
     }
 }
 
-fn delete_if_present(path: &Path, args: &[&str]) -> Result<(), SlotError> {
+/// Deletes what there is of a slot; false when there was nothing.
+fn delete(name: &str) -> Result<bool, SlotError> {
+    // First, for the kernel takes its time over the links of a deleted namespace.
+    let link = delete_if_present(&link_path(name), &["link", "del", "dev", name])?;
+    let netns = delete_if_present(&netns_path(name), &["netns", "del", name])?;
+    Ok(link || netns)
+}
+
+fn delete_if_present(path: &Path, args: &[&str]) -> Result<bool, SlotError> {
     if !path.exists() {
-        return Ok(());
+        return Ok(false);
     }
     match run("ip", args, "") {
         // Somebody else was quicker, or the kernel itself.
-        Err(_) if !path.exists() => Ok(()),
-        result => result,
+        Err(_) if !path.exists() => Ok(false),
+        result => result.map(|()| true),
     }
 }
 

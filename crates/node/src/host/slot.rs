@@ -254,7 +254,9 @@ impl SlotPool {
                 continue;
             };
             match host.plumbing.delete(&name).await {
-                Ok(()) => released += 1,
+                Ok(true) => released += 1,
+                // A claim of this process that came to nothing since the names were read.
+                Ok(false) => {}
                 Err(error) => failure = Some(error),
             }
         }
@@ -483,7 +485,7 @@ impl Slot {
         if let Some(dns) = dns {
             dns.stop().await;
         }
-        self.held.host.plumbing.delete(self.name()).await
+        self.held.host.plumbing.delete(self.name()).await.map(drop)
     }
 }
 
