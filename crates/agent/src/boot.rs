@@ -1,22 +1,22 @@
 //! From the kernel's first instruction in user space to a root file system as a container has it.
 //!
 //! The initramfs holds `/init` (this program) and `/modules`, whose file `order` names the modules to
-//! load, one on a line. The root disk is `/dev/vda`, an ext4 file system.
+//! load, one on a line. The root disk is the one without a serial number, an ext4 file system.
 
 use crate::cgroup::Cgroup;
-use crate::{console, etc, network};
+use crate::{console, disk, etc, network, trees};
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, fsconfig_create, fsmount, fsopen, mount,
     mount_bind, mount_move, mount_remount,
 };
 use rustix::process::{Resource, Rlimit, setrlimit};
+use std::ffi::CStr;
 use std::fs;
 use std::io;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 const MODULES: &str = "/modules";
-const ROOT_DISK: &str = "/dev/vda";
 const NEW_ROOT: &str = "/newroot";
 /// Software emulation can be slow to probe a disk.
 const ROOT_DISK_TIMEOUT: Duration = Duration::from_secs(30);
@@ -37,7 +37,7 @@ pub(crate) enum BootError {
         source: io::Error,
     },
     /// The root disk never showed.
-    #[error("{ROOT_DISK} did not appear within {} s", ROOT_DISK_TIMEOUT.as_secs())]
+    #[error("no root disk appeared within {} s", ROOT_DISK_TIMEOUT.as_secs())]
     NoRootDisk,
 }
 
@@ -97,16 +97,23 @@ fn load_modules() -> Result<(), BootError> {
 
 fn switch_root() -> Result<(), BootError> {
     let start = Instant::now();
-    while fs::metadata(ROOT_DISK).is_err() {
+    // It goes with the initramfs; the app gets one of its own.
+    let plain = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+    mount_new("sysfs", "/sys", plain | MountFlags::RDONLY, "")?;
+    let root_disk = loop {
+        // Of several disks it is the one without a serial number.
+        if let Some(disk) = trees::disk_of_serial("") {
+            break disk;
+        }
         if start.elapsed() > ROOT_DISK_TIMEOUT {
             return Err(BootError::NoRootDisk);
         }
         std::thread::sleep(ROOT_DISK_POLL);
-    }
+    };
     fs::create_dir_all(NEW_ROOT).map_err(BootError::io("make the mount point of the root"))?;
     // Lazy initialisation of inode tables would dirty pages of every clone for nothing.
     mount(
-        ROOT_DISK,
+        &root_disk,
         NEW_ROOT,
         "ext4",
         MountFlags::NOATIME,
@@ -119,7 +126,8 @@ fn switch_root() -> Result<(), BootError> {
     rustix::process::chdir(NEW_ROOT).map_err(BootError::io("enter the root disk"))?;
     mount_move(".", "/").map_err(BootError::io("move the root disk"))?;
     rustix::process::chroot(".").map_err(BootError::io("change root"))?;
-    rustix::process::chdir("/").map_err(BootError::io("enter the new root"))
+    rustix::process::chdir("/").map_err(BootError::io("enter the new root"))?;
+    disk::grow(&root_disk).map_err(BootError::io("grow the root file system"))
 }
 
 /// Mounts what a container expects. `/run` and `/tmp` are the image's own, as in Docker.
@@ -198,17 +206,20 @@ fn tune() {
     }
 }
 
+/// What [`protect_kernel_settings`] makes read-only.
+pub(crate) const PROTECTED: [&CStr; 5] = [
+    c"/proc/bus",
+    c"/proc/fs",
+    c"/proc/irq",
+    c"/proc/sys",
+    c"/proc/sysrq-trigger",
+];
+
 /// Makes read-only what Docker makes read-only: through these root's processes could run code outside
 /// their control group (`core_pattern`) or stop the VM (`sysrq-trigger`).
 fn protect_kernel_settings() -> Result<(), BootError> {
     let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
-    for path in [
-        "/proc/bus",
-        "/proc/fs",
-        "/proc/irq",
-        "/proc/sys",
-        "/proc/sysrq-trigger",
-    ] {
+    for path in PROTECTED {
         let protect = || {
             mount_bind(path, path)?;
             mount_remount(path, flags | MountFlags::BIND | MountFlags::RDONLY, c"")
@@ -216,7 +227,10 @@ fn protect_kernel_settings() -> Result<(), BootError> {
         match protect() {
             // A kernel without it has nothing to protect.
             Ok(()) | Err(rustix::io::Errno::NOENT) => {}
-            Err(error) => return Err(BootError::io(format!("protect {path}"))(error)),
+            Err(error) => {
+                let action = format!("protect {}", path.to_string_lossy());
+                return Err(BootError::io(action)(error));
+            }
         }
     }
     Ok(())

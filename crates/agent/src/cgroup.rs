@@ -80,6 +80,16 @@ impl Cgroup {
         self.field("cpu.stat", "usage_usec")
     }
 
+    /// Lets groups below this one, and below its children, use controllers. Neither may hold a process itself.
+    pub(crate) fn delegate(&self, controllers: &str) -> io::Result<()> {
+        let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC;
+        let parent = Self {
+            dir: openat(&self.dir, "..", flags, Mode::empty())?,
+        };
+        parent.write("cgroup.subtree_control", controllers)?;
+        self.write("cgroup.subtree_control", controllers)
+    }
+
     fn write(&self, file: &str, value: &str) -> io::Result<()> {
         let flags = OFlags::WRONLY | OFlags::CLOEXEC;
         let fd = openat(&self.dir, file, flags, Mode::empty())?;

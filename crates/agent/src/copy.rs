@@ -70,15 +70,47 @@ impl CopyError {
     }
 }
 
-/// Unpacks an archive as told. This blocks.
-pub(crate) fn unpack(spec: &CopySpec, mut tar: impl Read) -> Result<(), CopyError> {
+/// Unpacks a tar as told; what it says of owners counts for nothing. This blocks.
+pub(crate) fn unpack(spec: &CopySpec, tar: impl Read) -> Result<(), CopyError> {
+    let owner = owner_of(spec)?;
+    unpack_owned(spec, Some(owner), tar)
+}
+
+/// Unpacks a tar as told; unless that names an owner, files keep those of the tar. This blocks.
+pub(crate) fn unpack_archive(spec: &CopySpec, tar: impl Read) -> Result<(), CopyError> {
+    let owner = match spec.owner.as_str() {
+        "" => None,
+        _ => Some(owner_of(spec)?),
+    };
+    unpack_owned(spec, owner, tar)
+}
+
+/// Unpacks a tar into an empty folder. This blocks.
+pub(crate) fn unpack_tree(folder: &Path, mut tar: impl Read) -> Result<(), CopyError> {
+    let mut copy = Copy {
+        owner: Some(Owner { uid: 0, gid: 0 }),
+        folder_times: Vec::new(),
+    };
+    copy.all(folder, &mut tar)?;
+    set_mode(folder, FOLDER_MODE)?;
+    io::copy(&mut tar, &mut io::sink()).map_err(CopyError::Archive)?;
+    Ok(())
+}
+
+fn owner_of(spec: &CopySpec) -> Result<Owner, CopyError> {
+    let accounts = Accounts::load().map_err(CopyError::Accounts)?;
+    Ok(accounts.owner(&spec.owner)?)
+}
+
+fn unpack_owned(
+    spec: &CopySpec,
+    owner: Option<Owner>,
+    mut tar: impl Read,
+) -> Result<(), CopyError> {
     if !spec.dest.starts_with('/') {
         return Err(CopyError::DestNotAbsolute(spec.dest.clone()));
     }
     let dest = Path::new("/").join(relative(Path::new(&spec.dest))?);
-    let owner = Accounts::load()
-        .map_err(CopyError::Accounts)?
-        .owner(&spec.owner)?;
     let mut copy = Copy {
         owner,
         folder_times: Vec::new(),
@@ -109,7 +141,8 @@ fn relative(path: &Path) -> Result<PathBuf, CopyError> {
 }
 
 struct Copy {
-    owner: Owner,
+    /// Who owns what is copied; none for whom the tar names.
+    owner: Option<Owner>,
     /// Times of the folders made: set last, since a new entry changes its folder's time.
     folder_times: Vec<(PathBuf, u64)>,
 }
@@ -168,7 +201,7 @@ impl Copy {
         if kind.is_symlink() {
             make_way(&path)?;
             std::os::unix::fs::symlink(&target, &path).map_err(CopyError::write(&path))?;
-            self.own(&path)?;
+            self.own(&path, self.owner_in(&entry)?)?;
             return set_time(&path, entry.header().mtime().map_err(CopyError::Archive)?);
         }
         if kind.is_hard_link() {
@@ -184,6 +217,9 @@ impl Copy {
             return Ok(());
         }
         self.make_folders(path)?;
+        if self.owner.is_none() {
+            self.own(path, self.owner_in(entry)?)?;
+        }
         let mode = entry.header().mode().map_err(CopyError::Archive)?;
         set_mode(path, mode)?;
         if self.folder_times.len() < limits::ARTIFACT_ENTRIES_MAX {
@@ -205,7 +241,7 @@ impl Copy {
         io::copy(entry, &mut file).map_err(CopyError::write(path))?;
         drop(file);
         // Changing the owner clears the set-user bit: the mode comes after it.
-        self.own(path)?;
+        self.own(path, self.owner_in(entry)?)?;
         set_mode(path, mode)?;
         set_time(path, time)
     }
@@ -222,13 +258,30 @@ impl Copy {
         }
         self.make_parent(path)?;
         fs::create_dir(path).map_err(CopyError::write(path))?;
-        self.own(path)?;
+        self.own(path, self.owner.unwrap_or(Owner { uid: 0, gid: 0 }))?;
         set_mode(path, FOLDER_MODE)
     }
 
-    fn own(&self, path: &Path) -> Result<(), CopyError> {
-        let uid = Some(Uid::from_raw(self.owner.uid));
-        let gid = Some(Gid::from_raw(self.owner.gid));
+    /// Who is to own what an entry becomes.
+    fn owner_in(&self, entry: &Entry<'_, impl Read>) -> Result<Owner, CopyError> {
+        if let Some(owner) = self.owner {
+            return Ok(owner);
+        }
+        let number = |id: io::Result<u64>| {
+            let id = id.map_err(CopyError::Archive)?;
+            // Numbers that Linux does not have belong to nobody in particular.
+            Ok::<_, CopyError>(u32::try_from(id).unwrap_or(u32::MAX - 1))
+        };
+        let header = entry.header();
+        Ok(Owner {
+            uid: number(header.uid())?,
+            gid: number(header.gid())?,
+        })
+    }
+
+    fn own(&self, path: &Path, owner: Owner) -> Result<(), CopyError> {
+        let uid = Some(Uid::from_raw(owner.uid));
+        let gid = Some(Gid::from_raw(owner.gid));
         chownat(CWD, path, uid, gid, AtFlags::SYMLINK_NOFOLLOW).map_err(CopyError::write(path))
     }
 }
@@ -306,10 +359,10 @@ mod tests {
 
     fn run(dest: &Path, as_file: bool, items: &[Item<'_>]) -> Result<(), CopyError> {
         let mut copy = Copy {
-            owner: Owner {
+            owner: Some(Owner {
                 uid: rustix::process::getuid().as_raw(),
                 gid: rustix::process::getgid().as_raw(),
-            },
+            }),
             folder_times: Vec::new(),
         };
         let bytes = archive(items);
@@ -428,7 +481,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("temporary folder");
         let bytes = archive(&[File("a", &"x".repeat(2000), 0o644)]);
         let mut copy = Copy {
-            owner: Owner { uid: 0, gid: 0 },
+            owner: Some(Owner { uid: 0, gid: 0 }),
             folder_times: Vec::new(),
         };
         assert!(copy.all(dir.path(), &bytes[..1000]).is_err());

@@ -3,6 +3,7 @@
 
 use crate::cgroup::Cgroup;
 use crate::console;
+use crate::isolation::Leftovers;
 use crate::process::{Plan, StartError, Started};
 use crate::reaper::Reaper;
 use bytes::{BufMut, Bytes, BytesMut};
@@ -52,6 +53,7 @@ pub(crate) fn start(
     reaper: &Reaper,
     guest: Arc<Cgroup>,
     name: String,
+    leftovers: Leftovers,
 ) -> Result<Frames, StartError> {
     let cgroup = guest
         .child(&name)
@@ -78,7 +80,7 @@ pub(crate) fn start(
         tokio::spawn(forward(stderr, FrameKind::Stderr, frames.clone())),
     ];
     tokio::spawn(async move {
-        supervise(started, &cgroup, readers, frames).await;
+        supervise(started, &cgroup, readers, leftovers, frames).await;
         remove(&guest, &cgroup, &name).await;
     });
     Ok(Frames(receiver))
@@ -88,6 +90,7 @@ async fn supervise(
     started: Started,
     cgroup: &Cgroup,
     readers: [JoinHandle<()>; 2],
+    leftovers: Leftovers,
     frames: mpsc::Sender<Bytes>,
 ) {
     let exit = started.finish(cgroup, frames.closed()).await;
@@ -99,6 +102,11 @@ async fn supervise(
         {
             abort.abort();
         }
+    }
+    // The host cuts the disk off once it knows of the end.
+    let cleared = tokio::task::spawn_blocking(move || leftovers.clear()).await;
+    if let Ok(Err(error)) = cleared {
+        console::say(format_args!("cannot clear away after a command: {error}"));
     }
     // The host may have hung up: nobody to tell.
     let _ = frames.send(exit_frame(exit)).await;

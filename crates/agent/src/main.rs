@@ -10,6 +10,7 @@
 
 mod account;
 mod app;
+mod archive;
 mod body_reader;
 mod boot;
 mod cgroup;
@@ -19,10 +20,12 @@ mod disk;
 mod etc;
 mod exec;
 mod freezer;
+mod isolation;
 mod log_ring;
 mod netlink;
 mod network;
 mod power;
+mod privilege;
 mod process;
 mod program;
 mod random;
@@ -31,6 +34,9 @@ mod refusal;
 mod routes;
 mod server;
 mod sockets;
+mod tree_copy;
+mod trees;
+mod trust;
 mod tunnel;
 
 use std::error::Error;

@@ -25,6 +25,13 @@ pub(crate) fn bring_up() -> io::Result<()> {
     netlink.request(NEW_ROUTE, CREATE | REPLACE, &default_route(index))
 }
 
+/// Brings up loopback in the network namespace of the calling thread.
+pub(crate) fn bring_up_loopback() -> io::Result<()> {
+    let names = socket(AddressFamily::INET, SocketType::DGRAM, None)?;
+    let mut netlink = Netlink::open(None)?;
+    netlink.request(SET_LINK, 0, &link_up(name_to_index(&names, "lo")?))
+}
+
 /// `struct ifinfomsg` that sets the flag "up" and no other.
 fn link_up(index: u32) -> Vec<u8> {
     const UP: u32 = 1;

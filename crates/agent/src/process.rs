@@ -3,6 +3,8 @@
 
 use crate::account::{Account, AccountError, Accounts};
 use crate::cgroup::Cgroup;
+use crate::isolation::Isolation;
+use crate::privilege;
 use crate::program::{self, Image, ProgramError};
 use crate::reaper::Reaper;
 use dormouse_core::guest::{Exit, ProcessSpec};
@@ -12,10 +14,12 @@ use rustix::thread::{
     CapabilitySet, remove_capability_from_bounding_set, set_thread_gid, set_thread_groups,
     set_thread_uid,
 };
+use std::ffi::CString;
 use std::fs;
 use std::future::Future;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -27,8 +31,13 @@ const CAPABILITIES: CapabilitySet = CapabilitySet::from_bits_retain(0xa804_25fb)
 /// Beyond this no kernel has capabilities; an older one ends the list earlier.
 const CAPABILITY_BITS: u32 = 64;
 const PATH_DEFAULT: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+/// What AWS gives an app: it may not raise it.
+const APP_OPEN_FILES: Rlimit = Rlimit {
+    current: Some(1024),
+    maximum: Some(1024),
+};
 /// Programs that close every descriptor up to the limit need a low one; those that want more may raise it.
-const OPEN_FILES: Rlimit = Rlimit {
+const COMMAND_OPEN_FILES: Rlimit = Rlimit {
     current: Some(1024),
     maximum: Some(524_288),
 };
@@ -107,13 +116,26 @@ fn errno_text(error: &io::Error) -> String {
     }
 }
 
+/// What a process may do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Rights {
+    /// What AWS leaves an app: Docker's default capabilities.
+    App,
+    /// The same, for what the host runs beside the app or while it builds an image.
+    Command,
+    /// All that there is; [`crate::privilege::open_up`] comes before.
+    All,
+}
+
 /// A process that is ready to start: everything that may wait for the disk is done.
 pub(crate) struct Plan {
     program: PathBuf,
     image: Image,
     cwd: PathBuf,
     account: Account,
+    rights: Rights,
     timeout: Option<Duration>,
+    isolation: Option<Isolation>,
 }
 
 /// A started process.
@@ -127,7 +149,7 @@ pub(crate) struct Started {
 
 impl Plan {
     /// Resolves the user, makes the working directory and finds the program. This blocks.
-    pub(crate) fn new(spec: ProcessSpec) -> Result<Self, StartError> {
+    pub(crate) fn new(spec: ProcessSpec, rights: Rights) -> Result<Self, StartError> {
         let cwd = match spec.cwd.as_str() {
             "" => PathBuf::from("/"),
             path if path.starts_with('/') => PathBuf::from(path),
@@ -148,8 +170,18 @@ impl Plan {
             program,
             cwd,
             account,
+            rights,
             timeout: spec.timeout_s.map(Duration::from_secs),
+            isolation: None,
         })
+    }
+
+    /// The same process, in namespaces of its own.
+    pub(crate) fn isolated(self, isolation: Isolation) -> Self {
+        Self {
+            isolation: Some(isolation),
+            ..self
+        }
     }
 
     /// Starts the process in a control group, which must not be frozen: this waits until the process is
@@ -179,18 +211,21 @@ impl Plan {
             .iter()
             .map(|gid| Gid::from_raw(*gid))
             .collect();
-        let image = self.image;
+        let (image, rights, isolation) = (self.image, self.rights, self.isolation);
         let mut command = Command::new(&self.program);
-        command
-            .current_dir(&self.cwd)
-            .stdin(Stdio::null())
-            .stdout(stdout)
-            .stderr(stderr);
+        let cwd = CString::new(self.cwd.as_os_str().as_bytes())?;
+        command.stdin(Stdio::null()).stdout(stdout).stderr(stderr);
         // SAFETY: the closure runs between fork and exec. It makes system calls only: it neither
         // allocates nor takes a lock, and what it uses was made before the fork.
         unsafe {
             command.pre_exec(move || {
-                enter_container(&entrance, owner, &groups)?;
+                // It joins its group under the agent's own view of the file system.
+                rustix::io::write(&entrance, b"0")?;
+                if let Some(isolation) = &isolation {
+                    isolation.enter()?;
+                }
+                rustix::process::chdir(cwd.as_c_str())?;
+                enter_container(rights, owner, &groups)?;
                 Err(image.execute())
             })
         };
@@ -241,17 +276,23 @@ impl Started {
 }
 
 /// The child's last steps before it becomes the program.
-fn enter_container(entrance: &OwnedFd, owner: (Uid, Gid), groups: &[Gid]) -> io::Result<()> {
-    rustix::io::write(entrance, b"0")?;
+fn enter_container(rights: Rights, owner: (Uid, Gid), groups: &[Gid]) -> io::Result<()> {
     setsid()?;
-    setrlimit(Resource::Nofile, OPEN_FILES)?;
+    let open_files = match rights {
+        Rights::App => APP_OPEN_FILES,
+        Rights::Command | Rights::All => COMMAND_OPEN_FILES,
+    };
+    setrlimit(Resource::Nofile, open_files)?;
     let score = rustix::fs::open(
         c"/proc/self/oom_score_adj",
         OFlags::WRONLY | OFlags::CLOEXEC,
         Mode::empty(),
     )?;
     rustix::io::write(&score, b"0")?;
-    drop_capabilities()?;
+    match rights {
+        Rights::App | Rights::Command => drop_capabilities()?,
+        Rights::All => privilege::own_cgroup()?,
+    }
     set_thread_groups(groups)?;
     set_thread_gid(owner.1)?;
     // Root keeps what is left in the bounding set; any other user loses every capability here.

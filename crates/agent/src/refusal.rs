@@ -1,8 +1,13 @@
 //! How the agent says no.
 
+use crate::archive::UnpackError;
 use crate::copy::CopyError;
 use crate::freezer::FreezeError;
+use crate::isolation::IsolationError;
 use crate::process::StartError;
+use crate::tree_copy::TreeCopyError;
+use crate::trees::TreeError;
+use crate::trust::TrustError;
 use bytes::Bytes;
 use dormouse_core::guest::AgentError;
 use http::StatusCode;
@@ -81,6 +86,56 @@ impl From<CopyError> for Refusal {
             | CopyError::Archive(_) => StatusCode::BAD_REQUEST,
         };
         Self::of(status, &error)
+    }
+}
+
+impl From<TrustError> for Refusal {
+    fn from(error: TrustError) -> Self {
+        Self::of(StatusCode::UNPROCESSABLE_ENTITY, &error)
+    }
+}
+
+impl From<TreeError> for Refusal {
+    fn from(error: TreeError) -> Self {
+        match error {
+            TreeError::Copy(error) => error.into(),
+            TreeError::Host { .. } => Self::of(StatusCode::INTERNAL_SERVER_ERROR, &error),
+            TreeError::Name(_) | TreeError::Unknown(_) | TreeError::NotFound(_) => {
+                Self::of(StatusCode::UNPROCESSABLE_ENTITY, &error)
+            }
+        }
+    }
+}
+
+impl From<TreeCopyError> for Refusal {
+    fn from(error: TreeCopyError) -> Self {
+        match error {
+            TreeCopyError::Tree(error) => error.into(),
+            error if error.is_disk_full() => Self::of(StatusCode::INSUFFICIENT_STORAGE, &error),
+            error => Self::of(StatusCode::UNPROCESSABLE_ENTITY, &error),
+        }
+    }
+}
+
+impl From<UnpackError> for Refusal {
+    fn from(error: UnpackError) -> Self {
+        match error {
+            UnpackError::Copy(error) => error.into(),
+            UnpackError::NoArchive => Self::of(StatusCode::UNSUPPORTED_MEDIA_TYPE, &error),
+        }
+    }
+}
+
+impl From<IsolationError> for Refusal {
+    fn from(error: IsolationError) -> Self {
+        match error {
+            IsolationError::Start(error) => error.into(),
+            IsolationError::Host { .. } => Self::of(StatusCode::INTERNAL_SERVER_ERROR, &error),
+            IsolationError::Tree { .. }
+            | IsolationError::Target(_)
+            | IsolationError::Content
+            | IsolationError::Mount { .. } => Self::of(StatusCode::UNPROCESSABLE_ENTITY, &error),
+        }
     }
 }
 

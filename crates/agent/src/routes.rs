@@ -1,16 +1,20 @@
 //! The protocol's requests, one function each; the table is in `dormouse_core::guest`.
 
 use crate::app::{App, Phase};
+use crate::body_reader::BodyReader;
 use crate::cgroup::Cgroup;
 use crate::freezer::{FreezeError, Freezer};
-use crate::process::Plan;
+use crate::process::{Plan, Rights, StartError};
 use crate::reaper::Reaper;
 use crate::refusal::Refusal;
-use crate::{body_reader, copy, exec, power, tunnel};
+use crate::trust::Lent;
+use crate::{
+    archive, body_reader, copy, exec, isolation, power, privilege, tree_copy, trees, tunnel,
+};
 use bytes::Bytes;
 use dormouse_core::guest::{
-    AppState, AppStatus, COPY_SPEC, CopySpec, GENERATION, Hello, LOG_NEXT, LOG_START, ProcessSpec,
-    ThawSpec,
+    AppSpec, AppState, AppStatus, COPY_SPEC, CopySpec, ExecSpec, GENERATION, Hello, LOG_NEXT,
+    LOG_START, ThawSpec, TreeCopySpec, Trusted,
 };
 use dormouse_core::limits;
 use http::{Method, Request, Response, StatusCode, header};
@@ -20,12 +24,13 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::convert::Infallible;
 use std::io;
-use std::sync::Arc;
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-/// Largest JSON body, in bytes: the kernel takes no larger command line either.
-const JSON_BYTES_MAX: usize = 1 << 20;
+/// Largest JSON body, in bytes: a command line of a size that the kernel takes, and a script in hex.
+const JSON_BYTES_MAX: usize = 4 << 20;
 /// Longest wait for new log bytes that the host may ask for.
 const LOG_WAIT_MAX: Duration = Duration::from_secs(30);
 
@@ -39,6 +44,7 @@ pub(crate) struct Agent {
     app: App,
     reaper: Reaper,
     execs: AtomicU64,
+    lent_trust: Mutex<Option<Lent>>,
 }
 
 impl Agent {
@@ -53,6 +59,7 @@ impl Agent {
             guest,
             reaper,
             execs: AtomicU64::new(0),
+            lent_trust: Mutex::default(),
         })
     }
 
@@ -72,6 +79,12 @@ impl Agent {
             exit,
             cpu_usec,
         })
+    }
+
+    fn lent_trust(&self) -> MutexGuard<'_, Option<Lent>> {
+        self.lent_trust
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Refuses what would wait for a frozen disk.
@@ -94,6 +107,10 @@ pub(crate) async fn answer(agent: Arc<Agent>, request: Request<Incoming>) -> Ans
         (&Method::GET, "/v1/app/logs") => logs(&agent, &request).await,
         (&Method::POST, "/v1/exec") => exec(&agent, request).await,
         (&Method::POST, "/v1/copy") => copy(&agent, request).await,
+        (&Method::POST, "/v1/unpack") => unpack(&agent, request).await,
+        (_, path) if path.starts_with("/v1/trees/") => tree(&agent, request).await,
+        (&Method::POST, "/v1/trust") => lend_trust(&agent, request).await,
+        (&Method::DELETE, "/v1/trust") => take_trust_back(&agent).await,
         (&Method::POST, "/v1/disk/freeze") => blocking(&agent, Freezer::freeze_disk).await,
         (&Method::POST, "/v1/disk/thaw") => blocking(&agent, Freezer::thaw_disk).await,
         (&Method::POST, "/v1/freeze") => blocking(&agent, Freezer::freeze).await,
@@ -121,7 +138,19 @@ fn hello(agent: &Agent) -> Result<Answer, Refusal> {
 }
 
 async fn start(agent: &Agent, request: Request<Incoming>) -> Result<Answer, Refusal> {
-    let plan = plan(agent, request).await?;
+    must_run(agent)?;
+    let spec: AppSpec = read_json(request).await?;
+    let rights = if spec.all_capabilities {
+        let guest = agent.guest.clone();
+        run_blocking(move || {
+            privilege::open_up(&guest).map_err(StartError::host("open up the VM"))
+        })
+        .await??;
+        Rights::All
+    } else {
+        Rights::App
+    };
+    let plan = run_blocking(move || Plan::new(spec.process, rights)).await??;
     let starting = agent
         .freezer
         .start(|| agent.app.start(plan, &agent.reaper))
@@ -154,29 +183,96 @@ async fn logs(agent: &Agent, request: &Request<Incoming>) -> Result<Answer, Refu
 }
 
 async fn exec(agent: &Agent, request: Request<Incoming>) -> Result<Answer, Refusal> {
-    let plan = plan(agent, request).await?;
+    must_run(agent)?;
+    let spec: ExecSpec = read_json(request).await?;
     let name = format!("exec-{}", agent.execs.fetch_add(1, Ordering::Relaxed));
+    let own = name.clone();
+    let (plan, leftovers) = run_blocking(move || isolation::prepare(spec, &own)).await??;
     let frames = agent
         .freezer
-        .start(|| exec::start(plan, &agent.reaper, agent.guest.clone(), name))
+        .start(|| exec::start(plan, &agent.reaper, agent.guest.clone(), name, leftovers))
         .ok_or_else(frozen)??;
     Ok(Response::new(frames.boxed_unsync()))
 }
 
 async fn copy(agent: &Agent, request: Request<Incoming>) -> Result<Answer, Refusal> {
     agent.disk_must_run()?;
+    let spec = copy_spec(&request)?;
+    feed(request, move |tar| copy::unpack(&spec, tar)).await
+}
+
+async fn unpack(agent: &Agent, request: Request<Incoming>) -> Result<Answer, Refusal> {
+    agent.disk_must_run()?;
+    let spec = copy_spec(&request)?;
+    feed(request, move |bytes| archive::unpack(&spec, bytes)).await
+}
+
+/// What is asked of a tree: `/v1/trees/NAME` or `/v1/trees/NAME/copy`.
+async fn tree(agent: &Agent, request: Request<Incoming>) -> Result<Answer, Refusal> {
+    agent.disk_must_run()?;
+    let path = request.uri().path();
+    let rest = path.strip_prefix("/v1/trees/").unwrap_or_default();
+    let (name, action) = rest.split_once('/').unwrap_or((rest, ""));
+    let name = name.to_owned();
+    match (request.method(), action) {
+        (&Method::PUT, "") => feed(request, move |tar| trees::put(&name, tar)).await,
+        (&Method::DELETE, "") => {
+            run_blocking(move || trees::delete(&name)).await??;
+            Ok(empty(StatusCode::NO_CONTENT))
+        }
+        (&Method::POST, "copy") => {
+            let spec: TreeCopySpec = read_json(request).await?;
+            run_blocking(move || tree_copy::copy(&name, &spec)).await??;
+            Ok(empty(StatusCode::NO_CONTENT))
+        }
+        _ => Err(Refusal::new(
+            StatusCode::NOT_FOUND,
+            "no such request of a tree",
+        )),
+    }
+}
+
+fn copy_spec(request: &Request<Incoming>) -> Result<CopySpec, Refusal> {
     let bad = |problem: &str| {
         let message = format!("header {COPY_SPEC}: {problem}");
         Refusal::new(StatusCode::BAD_REQUEST, message)
     };
     let value = request.headers().get(COPY_SPEC);
     let value = value.ok_or_else(|| bad("missing"))?;
-    let spec: CopySpec =
-        serde_json::from_slice(value.as_bytes()).map_err(|error| bad(&error.to_string()))?;
+    serde_json::from_slice(value.as_bytes()).map_err(|error| bad(&error.to_string()))
+}
+
+/// Gives a request's body to work that blocks.
+async fn feed<E: Into<Refusal> + Send + 'static>(
+    request: Request<Incoming>,
+    work: impl FnOnce(BodyReader) -> Result<(), E> + Send + 'static,
+) -> Result<Answer, Refusal> {
     let (feeder, reader) = body_reader::channel();
-    let copying = tokio::task::spawn_blocking(move || copy::unpack(&spec, reader));
+    let working = tokio::task::spawn_blocking(move || work(reader));
     feeder.feed(request.into_body()).await;
-    copying.await.map_err(|error| lost(&error))??;
+    let worked = working.await.map_err(|error| lost(&error))?;
+    worked.map_err(Into::into)?;
+    Ok(empty(StatusCode::NO_CONTENT))
+}
+
+async fn lend_trust(agent: &Agent, request: Request<Incoming>) -> Result<Answer, Refusal> {
+    agent.disk_must_run()?;
+    let pem = read_body(request, limits::EXTRA_CA_BYTES_MAX).await?;
+    take_trust_back(agent).await?;
+    let lending = tokio::task::spawn_blocking(move || Lent::lend(Path::new("/"), &pem));
+    let lent = lending.await.map_err(|error| lost(&error))??;
+    let bundle = lent.bundle().display().to_string();
+    *agent.lent_trust() = Some(lent);
+    Ok(json(&Trusted { bundle }))
+}
+
+async fn take_trust_back(agent: &Agent) -> Result<Answer, Refusal> {
+    agent.disk_must_run()?;
+    let lent = agent.lent_trust().take();
+    if let Some(lent) = lent {
+        let taking = tokio::task::spawn_blocking(move || lent.take_back());
+        taking.await.map_err(|error| lost(&error))??;
+    }
     Ok(empty(StatusCode::NO_CONTENT))
 }
 
@@ -199,20 +295,25 @@ async fn blocking(
     work: impl FnOnce(&Freezer) -> Result<(), FreezeError> + Send + 'static,
 ) -> Result<Answer, Refusal> {
     let freezer = agent.freezer.clone();
-    tokio::task::spawn_blocking(move || work(&freezer))
-        .await
-        .map_err(|error| lost(&error))??;
+    run_blocking(move || work(&freezer)).await??;
     Ok(empty(StatusCode::NO_CONTENT))
 }
 
-/// Reads a process specification and prepares its start.
-async fn plan(agent: &Agent, request: Request<Incoming>) -> Result<Plan, Refusal> {
+/// Refuses to start what could not run.
+fn must_run(agent: &Agent) -> Result<(), Refusal> {
     if agent.freezer.is_frozen() || agent.freezer.is_disk_frozen() {
         return Err(frozen());
     }
-    let spec: ProcessSpec = read_json(request).await?;
-    let planning = tokio::task::spawn_blocking(move || Plan::new(spec));
-    Ok(planning.await.map_err(|error| lost(&error))??)
+    Ok(())
+}
+
+/// Does on the blocking pool what may wait for the disk.
+async fn run_blocking<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, Refusal> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|error| lost(&error))
 }
 
 fn frozen() -> Refusal {
@@ -220,14 +321,18 @@ fn frozen() -> Refusal {
 }
 
 async fn read_json<T: DeserializeOwned>(request: Request<Incoming>) -> Result<T, Refusal> {
-    let body = Limited::new(request.into_body(), JSON_BYTES_MAX).collect();
-    let bytes = tokio::time::timeout(limits::AGENT_REQUEST_TIMEOUT, body)
-        .await
-        .map_err(|_| Refusal::new(StatusCode::REQUEST_TIMEOUT, "the body did not arrive"))?
-        .map_err(|error| Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, error.to_string()))?
-        .to_bytes();
+    let bytes = read_body(request, JSON_BYTES_MAX).await?;
     serde_json::from_slice(&bytes)
         .map_err(|error| Refusal::new(StatusCode::BAD_REQUEST, format!("invalid body: {error}")))
+}
+
+async fn read_body(request: Request<Incoming>, bytes_max: usize) -> Result<Bytes, Refusal> {
+    let body = Limited::new(request.into_body(), bytes_max).collect();
+    let body = tokio::time::timeout(limits::AGENT_REQUEST_TIMEOUT, body)
+        .await
+        .map_err(|_| Refusal::new(StatusCode::REQUEST_TIMEOUT, "the body did not arrive"))?
+        .map_err(|error| Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, error.to_string()))?;
+    Ok(body.to_bytes())
 }
 
 /// A number from a query string.

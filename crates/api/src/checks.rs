@@ -1,5 +1,9 @@
 //! Rules that constraints cannot say, as pure functions of a request's own members, with AWS's texts.
 
+mod network_connector;
+
+pub use network_connector::{network_connector, network_connector_name};
+
 use crate::error::ApiError;
 use crate::types::{
     CodeArtifact, EnvironmentVariables, HookState, Hooks, ImageSettings, MicrovmHooks,

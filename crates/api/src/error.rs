@@ -1,6 +1,8 @@
 //! Errors as AWS puts them on the wire: a status, the name of the shape in `x-amzn-errortype`, and
 //! a JSON body of the message and the shape's other members, always null.
 
+mod catalogue;
+
 use crate::route::{Operation, RouteError};
 use bytes::Bytes;
 use http::header::{CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER};
@@ -28,24 +30,32 @@ pub enum ErrorCode {
     InsufficientCapacity,
     /// The server failed.
     InternalServer,
+    /// The service refuses a member's value; the connectors' and the tags' word for it.
+    InvalidParameterValue,
     /// The signature is wrong, too old, or for something else.
     InvalidSignature,
     /// The request is not signed.
     MissingAuthenticationToken,
+    /// The account has all the network connectors that it may have.
+    NetworkConnectorLimitExceeded,
     /// A network connector does not exist; the connectors' API has a shape of its own.
     NetworkConnectorNotFound,
-    /// Dormouse does not have this operation yet.
-    NotImplemented,
     /// The body is larger than the server reads.
     RequestTooLarge,
+    /// A network connector's name is taken, or its state rules this out.
+    ResourceConflict,
     /// The thing does not exist.
     ResourceNotFound,
     /// A member has the wrong JSON type, or the body is not JSON.
     Serialization,
+    /// The server failed, in the connectors' own word.
+    Service,
     /// The account has all that it may have.
     ServiceQuotaExceeded,
     /// Too many requests.
     Throttling,
+    /// Too many requests, in the connectors' own word.
+    TooManyRequests,
     /// Nothing is served at this path.
     UnknownOperation,
     /// The access key is not known.
@@ -96,19 +106,59 @@ impl ErrorCode {
             Self::IncompleteSignature => shape(StatusCode::FORBIDDEN, "IncompleteSignatureException"),
             Self::InsufficientCapacity => shape(StatusCode::INTERNAL_SERVER_ERROR, "InsufficientCapacityException"),
             Self::InternalServer => shape(StatusCode::INTERNAL_SERVER_ERROR, "InternalServerException"),
+            Self::InvalidParameterValue => shape(StatusCode::BAD_REQUEST, "InvalidParameterValueException"),
             Self::InvalidSignature => shape(StatusCode::FORBIDDEN, "InvalidSignatureException"),
             Self::MissingAuthenticationToken => shape(StatusCode::FORBIDDEN, "MissingAuthenticationTokenException"),
+            Self::NetworkConnectorLimitExceeded => shape(StatusCode::BAD_REQUEST, "NetworkConnectorLimitExceededException"),
             Self::NetworkConnectorNotFound => shape(StatusCode::NOT_FOUND, "ResourceNotFoundException").capital(),
-            Self::NotImplemented => shape(StatusCode::NOT_IMPLEMENTED, "NotImplementedException"),
             Self::RequestTooLarge => shape(StatusCode::PAYLOAD_TOO_LARGE, "RequestTooLargeException"),
+            Self::ResourceConflict => shape(StatusCode::CONFLICT, "ResourceConflictException"),
             Self::ResourceNotFound => shape(StatusCode::NOT_FOUND, "ResourceNotFoundException").with_null(RESOURCE),
             Self::Serialization => shape(StatusCode::BAD_REQUEST, "SerializationException").capital(),
+            Self::Service => shape(StatusCode::INTERNAL_SERVER_ERROR, "ServiceException").capital(),
             Self::ServiceQuotaExceeded => shape(StatusCode::PAYMENT_REQUIRED, "ServiceQuotaExceededException").with_null(QUOTA),
             Self::Throttling => shape(StatusCode::TOO_MANY_REQUESTS, "ThrottlingException").with_null(THROTTLE),
+            Self::TooManyRequests => shape(StatusCode::TOO_MANY_REQUESTS, "TooManyRequestsException"),
             Self::UnknownOperation => shape(StatusCode::NOT_FOUND, "UnknownOperationException"),
             Self::UnrecognizedClient => shape(StatusCode::FORBIDDEN, "UnrecognizedClientException"),
             Self::Validation => shape(StatusCode::BAD_REQUEST, "ValidationException"),
         }
+    }
+
+    /// Every kind of error.
+    #[cfg(any(test, feature = "schema"))]
+    #[rustfmt::skip]
+    pub(crate) const ALL: &[Self] = &[
+        Self::AccessDenied,
+        Self::Conflict,
+        Self::IncompleteSignature,
+        Self::InsufficientCapacity,
+        Self::InternalServer,
+        Self::InvalidParameterValue,
+        Self::InvalidSignature,
+        Self::MissingAuthenticationToken,
+        Self::NetworkConnectorLimitExceeded,
+        Self::NetworkConnectorNotFound,
+        Self::RequestTooLarge,
+        Self::ResourceConflict,
+        Self::ResourceNotFound,
+        Self::Serialization,
+        Self::Service,
+        Self::ServiceQuotaExceeded,
+        Self::Throttling,
+        Self::TooManyRequests,
+        Self::UnknownOperation,
+        Self::UnrecognizedClient,
+        Self::Validation,
+    ];
+
+    /// The members of its body, the message first.
+    #[cfg(feature = "schema")]
+    pub(crate) fn members(self) -> Vec<&'static str> {
+        let shape = self.shape();
+        let mut members = vec![shape.message_member];
+        members.extend(shape.null_members);
+        members
     }
 
     /// The HTTP status.
@@ -165,6 +215,21 @@ impl ApiError {
     #[must_use]
     pub fn message(&self) -> Option<&str> {
         self.message.as_deref()
+    }
+
+    /// The same error in the words of the operation's service: that of network connectors has names of its
+    /// own for what is none of its handlers' doing.
+    #[must_use]
+    pub fn in_the_words_of(mut self, operation: Operation) -> Self {
+        if operation.is_of_connectors() {
+            self.code = match self.code {
+                ErrorCode::Conflict => ErrorCode::ResourceConflict,
+                ErrorCode::InternalServer => ErrorCode::Service,
+                ErrorCode::Throttling => ErrorCode::TooManyRequests,
+                other => other,
+            };
+        }
+        self
     }
 
     /// The response that tells the client.
@@ -261,15 +326,6 @@ impl ApiError {
         )
     }
 
-    /// An operation of AWS's that Dormouse does not have.
-    #[must_use]
-    pub fn not_implemented(operation: Operation) -> Self {
-        Self::new(
-            ErrorCode::NotImplemented,
-            format!("Dormouse does not implement {operation} yet"),
-        )
-    }
-
     /// The caller may not do this; AWS often gives no message.
     #[must_use]
     pub fn access_denied(message: Option<String>) -> Self {
@@ -278,162 +334,6 @@ impl ApiError {
             message,
             retry_after: None,
         }
-    }
-}
-
-/// Errors of images.
-impl ApiError {
-    /// No such image.
-    #[must_use]
-    pub fn image_not_found(arn: &str) -> Self {
-        Self::not_found(format!("MicroVMImage not found for MicroVMImageID: {arn}"))
-    }
-
-    /// No such version of the image.
-    #[must_use]
-    pub fn image_version_not_found(arn: &str, version: &str) -> Self {
-        Self::not_found(format!(
-            "MicroVMImage not found for MicroVMImage: {arn}, Version: {version}"
-        ))
-    }
-
-    /// No such build of the version; the text is our own.
-    #[must_use]
-    pub fn image_build_not_found(arn: &str, version: &str, build: &str) -> Self {
-        Self::not_found(format!(
-            "MicroVMImageBuild not found for MicroVMImage: {arn}, Version: {version}, BuildId: {build}"
-        ))
-    }
-
-    /// An image operation got something that is no image ARN.
-    #[must_use]
-    pub fn invalid_arn(text: &str) -> Self {
-        Self::validation(format!("Invalid ARN format: {text}"))
-    }
-
-    /// The account has an image of this name.
-    #[must_use]
-    pub fn image_name_taken(name: &str) -> Self {
-        Self::validation(format!(
-            "A MicroVM image with the name '{name}' already exists in this account"
-        ))
-    }
-
-    /// The base image is none, or not in this version.
-    #[must_use]
-    pub fn base_image_unknown(arn: &str, version: &str) -> Self {
-        Self::validation(format!(
-            "No managed MicroVM Image with arn {arn} and version {version} is available"
-        ))
-    }
-
-    /// The image is busy in this state, spelled as on the wire.
-    #[must_use]
-    pub fn image_busy(state: &str) -> Self {
-        Self::conflict(format!("MicroVM Image is already in state: {state}"))
-    }
-
-    /// The account has as many images, versions or builds under way as it may.
-    #[must_use]
-    pub fn quota_exceeded(message: impl Into<String>) -> Self {
-        Self::new(ErrorCode::ServiceQuotaExceeded, message)
-    }
-}
-
-/// Errors of MicroVMs.
-impl ApiError {
-    /// No such MicroVM.
-    #[must_use]
-    pub fn microvm_not_found(id: &str) -> Self {
-        Self::not_found(format!("MicroVM not found: {id}"))
-    }
-
-    /// Nothing of this image can be launched; `version` when the client named one.
-    #[must_use]
-    pub fn no_active_version(arn: &str, version: Option<&str>) -> Self {
-        let which = version.map_or_else(String::new, |v| format!(" and version {v}"));
-        Self::not_found(format!(
-            "No active version found for MicroVM image {arn}{which}"
-        ))
-    }
-
-    /// RunMicrovm got something that is no ARN.
-    #[must_use]
-    pub fn malformed_arn() -> Self {
-        Self::validation("Malformed ARN - doesn't start with 'arn:'")
-    }
-
-    /// The MicroVM has ended and stays so.
-    #[must_use]
-    pub fn microvm_terminated(id: &str) -> Self {
-        Self::validation(format!(
-            "The MicroVM {id} has been terminated and its state cannot be changed."
-        ))
-    }
-
-    /// The MicroVM is on its way between two states, spelled as on the wire; the text is our own.
-    #[must_use]
-    pub fn microvm_busy(id: &str, state: &str) -> Self {
-        Self::conflict(format!(
-            "The MicroVM {id} cannot be changed in its current state: {state}"
-        ))
-    }
-
-    /// The client token came with other parameters before; the text is our own.
-    #[must_use]
-    pub fn client_token_reused(token: &str) -> Self {
-        Self::conflict(format!(
-            "The client token '{token}' was already used with different parameters"
-        ))
-    }
-
-    /// The account's MicroVMs take all the memory that they may.
-    #[must_use]
-    pub fn memory_quota() -> Self {
-        Self::quota_exceeded(
-            "The base maximum allocated memory limit has been reached for this account.",
-        )
-    }
-
-    /// A payload for a run hook that the image does not have.
-    #[must_use]
-    pub fn run_hook_disabled() -> Self {
-        Self::validation(
-            "The run hook must be enabled in the MicroVM image to pass the run hook payload",
-        )
-    }
-
-    /// No host has room now; the text is our own.
-    #[must_use]
-    pub fn insufficient_capacity() -> Self {
-        Self::new(
-            ErrorCode::InsufficientCapacity,
-            "There is not enough capacity to run the MicroVM. Try again later.",
-        )
-    }
-}
-
-/// Errors of network connectors.
-impl ApiError {
-    /// No such connector.
-    #[must_use]
-    pub fn connector_not_found(arn: &str) -> Self {
-        Self::new(
-            ErrorCode::NetworkConnectorNotFound,
-            format!("Network connector not found for: {arn}"),
-        )
-    }
-
-    /// A managed connector's ARN with a name that is none.
-    #[must_use]
-    pub fn connector_unrecognized(arn: &str) -> Self {
-        Self::validation(format!("Unrecognized managed network connector ARN: {arn}"))
-    }
-
-    /// Not a connector's ARN at all.
-    #[must_use]
-    pub fn connector_malformed() -> Self {
-        Self::validation("Malformed network connector ARN")
     }
 }
 
@@ -517,15 +417,37 @@ mod tests {
             ]],
         );
         check(
-            ApiError::not_implemented(Operation::UpdateMicrovmImage),
-            501,
-            expect![[r#"{"message":"Dormouse does not implement UpdateMicrovmImage yet"}"#]],
-        );
-        check(
             ApiError::internal(),
             500,
             expect![[r#"{"message":"Internal server error"}"#]],
         );
+    }
+
+    #[test]
+    fn the_list_of_codes_is_whole() {
+        assert_eq!(ErrorCode::ALL.len(), ErrorCode::Validation as usize + 1);
+        let distinct: std::collections::HashSet<_> = ErrorCode::ALL.iter().collect();
+        assert_eq!(distinct.len(), ErrorCode::ALL.len());
+    }
+
+    #[test]
+    fn the_connectors_service_has_words_of_its_own() {
+        let operation = Operation::GetNetworkConnector;
+        let check = |error: ApiError, name: &str| {
+            let response = error.in_the_words_of(operation).into_response(Uuid::nil());
+            assert_eq!(response.headers()[ERROR_TYPE], name);
+        };
+        check(ApiError::internal(), "ServiceException");
+        check(
+            ApiError::client_token_reused("t"),
+            "ResourceConflictException",
+        );
+        check(
+            ApiError::throttled(Duration::ZERO),
+            "TooManyRequestsException",
+        );
+        let same = ApiError::internal().in_the_words_of(Operation::GetMicrovm);
+        assert_eq!(same.code(), ErrorCode::InternalServer);
     }
 
     #[test]

@@ -10,10 +10,12 @@
 //! raw response ◀──────── restjson::respond | ApiError::into_response ◀──────────────┘
 //! ```
 //!
-//! To add an operation: its types in `types`, its constraint table in `model`, and nothing else;
-//! its route is there already.
+//! To add an operation: its route, its types in `types`, its constraint table in `model`, and its line in
+//! `describe`, by which `tests/drift` compares it with AWS's own model.
 
 pub mod checks;
+#[cfg(feature = "schema")]
+pub mod describe;
 pub mod error;
 pub mod model;
 pub mod page;

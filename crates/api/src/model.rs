@@ -1,12 +1,19 @@
 //! Every request's members and their constraints, as tables. The order of members is the order in
 //! which an error lists them.
 
+mod network_connector;
+
 use crate::restjson::Request;
 use crate::shape::{Bounds, Member, Pattern, Shape, Text};
 use crate::types::{
-    CreateMicrovmAuthTokenRequest, CreateMicrovmImageRequest, GetMicrovmImageBuildRequest,
-    GetMicrovmImageRequest, GetMicrovmImageVersionRequest, ListManagedMicrovmImagesRequest,
-    ListMicrovmImagesRequest, ListMicrovmsRequest, MicrovmRequest, RunMicrovmRequest,
+    CreateMicrovmAuthTokenRequest, CreateMicrovmImageRequest, CreateMicrovmShellAuthTokenRequest,
+    CreateNetworkConnectorRequest, GetMicrovmImageBuildInput, GetMicrovmImageInput,
+    GetMicrovmImageVersionInput, ListManagedMicrovmImageVersionsInput,
+    ListManagedMicrovmImagesInput, ListMicrovmImageBuildsInput, ListMicrovmImageVersionsInput,
+    ListMicrovmImagesRequest, ListMicrovmsRequest, ListNetworkConnectorVersionsRequest,
+    ListNetworkConnectorsRequest, ListTagsRequest, MicrovmRequest, NetworkConnectorRequest,
+    RunMicrovmRequest, TagResourceRequest, UntagResourceRequest, UpdateMicrovmImageRequest,
+    UpdateMicrovmImageVersionRequest, UpdateNetworkConnectorRequest,
 };
 
 static NO_SPACE: Pattern = Pattern::new(r"[^\s]+");
@@ -26,6 +33,17 @@ static IMAGE_NAME: Shape = Shape::Text(Text::new(1, 64).matching(&IMAGE_NAME_PAT
 static PORT: Shape = Shape::Integer(Bounds::new(1, 65_535));
 static MAX_RESULTS: Shape = Shape::Integer(Bounds::new(1, 50));
 
+/// Everything of Lambda's that can have tags; of ours, images and network connectors.
+static TAGGABLE_PATTERN: Pattern = Pattern::new(concat!(
+    r"arn:(aws[a-zA-Z-]*):lambda:(eusc-)?[a-z]{2}((-gov)|(-iso([a-z]?)))?-[a-z]+-\d{1}:\d{12}:",
+    r"(function:[a-zA-Z0-9-_]+(:(\$LATEST|[a-zA-Z0-9-_]+))?|layer:([a-zA-Z0-9-_]+)",
+    r"|code-signing-config:csc-[a-z0-9]{17}",
+    r"|event-source-mapping:[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}",
+    r"|(capacity-provider|network-connector|microvm-image):[a-zA-Z0-9-_]+)",
+));
+static TAGGABLE: Shape = Shape::Text(Text::new(1, 10_000).matching(&TAGGABLE_PATTERN));
+static TAG_KEY: Shape = Shape::Text(Text::new(1, 128).matching(&TAG_PATTERN));
+static TAG_KEYS: Shape = Shape::List(&TAG_KEY, Bounds::NONE);
 static TAGS: Shape = Shape::Map {
     key: &Text::new(1, 128).matching(&TAG_PATTERN),
     value: &Text::new(0, 256).matching(&TAG_PATTERN),
@@ -109,12 +127,54 @@ static CREATE_MICROVM_IMAGE: &[Member] = &[
     Member::body("clientToken", &CLIENT_TOKEN),
 ];
 
+// In the same order as for a new image.
+static UPDATE_MICROVM_IMAGE: &[Member] = &[
+    Member::body("baseImageArn", &NON_BLANK).required(),
+    Member::body("baseImageVersion", &NON_BLANK),
+    Member::body("codeArtifact", &CODE_ARTIFACT).required(),
+    Member::body("buildRoleArn", &ROLE_ARN).required(),
+    Member::body("description", &STRING),
+    Member::body("logging", &LOGGING),
+    Member::body("egressNetworkConnectors", &IMAGE_CONNECTORS),
+    Member::body("cpuConfigurations", &CPU_CONFIGURATIONS),
+    Member::body("resources", &RESOURCES),
+    Member::body("additionalOsCapabilities", &CAPABILITIES),
+    Member::body("hooks", &HOOKS),
+    Member::body("environmentVariables", &ENVIRONMENT),
+    Member::path("imageIdentifier", &IDENTIFIER),
+    Member::body("clientToken", &CLIENT_TOKEN),
+];
+
 static GET_MICROVM_IMAGE: &[Member] = &[Member::path("imageIdentifier", &IDENTIFIER)];
 
 static GET_MICROVM_IMAGE_VERSION: &[Member] = &[
     Member::path("imageIdentifier", &IDENTIFIER),
     Member::path("imageVersion", &NON_BLANK),
 ];
+
+static LIST_MICROVM_IMAGE_VERSIONS: &[Member] = &[
+    Member::query("maxResults", &MAX_RESULTS),
+    Member::query("nextToken", &STRING),
+    Member::path("imageIdentifier", &IDENTIFIER),
+];
+
+static UPDATE_MICROVM_IMAGE_VERSION: &[Member] = &[
+    Member::path("imageIdentifier", &IDENTIFIER),
+    Member::path("imageVersion", &NON_BLANK),
+    Member::body("status", &VERSION_STATUS).required(),
+];
+static VERSION_STATUS: Shape = Shape::Text(Text::one_of(&["ACTIVE", "INACTIVE"]));
+
+static LIST_MICROVM_IMAGE_BUILDS: &[Member] = &[
+    Member::query("maxResults", &MAX_RESULTS),
+    Member::query("nextToken", &STRING),
+    Member::path("imageIdentifier", &IDENTIFIER),
+    Member::path("imageVersion", &NON_BLANK),
+    Member::query("architecture", &ARCHITECTURE),
+    Member::query("chipset", &CHIPSET),
+    Member::query("chipsetGeneration", &NON_BLANK),
+];
+static CHIPSET: Shape = Shape::Text(Text::one_of(&["GRAVITON", "INTEL"]));
 
 static GET_MICROVM_IMAGE_BUILD: &[Member] = &[
     Member::path("imageIdentifier", &IDENTIFIER),
@@ -181,64 +241,58 @@ static PORT_RANGE: Shape = Shape::Structure(&[
     Member::body("endPort", &PORT).required(),
 ]);
 
-impl Request for CreateMicrovmImageRequest {
-    fn members() -> &'static [Member] {
-        CREATE_MICROVM_IMAGE
-    }
+static CREATE_MICROVM_SHELL_AUTH_TOKEN: &[Member] = &[
+    Member::path("microvmIdentifier", &IDENTIFIER),
+    Member::body("expirationInMinutes", &MINUTES).required(),
+];
+
+static LIST_TAGS: &[Member] = &[Member::path("Resource", &TAGGABLE)];
+
+static TAG_RESOURCE: &[Member] = &[
+    Member::path("Resource", &TAGGABLE),
+    Member::body("Tags", &TAGS).required(),
+];
+
+static UNTAG_RESOURCE: &[Member] = &[
+    Member::path("Resource", &TAGGABLE),
+    Member::query("tagKeys", &TAG_KEYS).required(),
+];
+
+macro_rules! requests {
+    ($($request:ident: $members:expr,)*) => {$(
+        impl Request for $request {
+            fn members() -> &'static [Member] {
+                $members
+            }
+        }
+    )*};
 }
 
-impl Request for GetMicrovmImageRequest {
-    fn members() -> &'static [Member] {
-        GET_MICROVM_IMAGE
-    }
-}
-
-impl Request for GetMicrovmImageVersionRequest {
-    fn members() -> &'static [Member] {
-        GET_MICROVM_IMAGE_VERSION
-    }
-}
-
-impl Request for GetMicrovmImageBuildRequest {
-    fn members() -> &'static [Member] {
-        GET_MICROVM_IMAGE_BUILD
-    }
-}
-
-impl Request for ListMicrovmImagesRequest {
-    fn members() -> &'static [Member] {
-        LIST_MICROVM_IMAGES
-    }
-}
-
-impl Request for ListManagedMicrovmImagesRequest {
-    fn members() -> &'static [Member] {
-        LIST_MANAGED_MICROVM_IMAGES
-    }
-}
-
-impl Request for RunMicrovmRequest {
-    fn members() -> &'static [Member] {
-        RUN_MICROVM
-    }
-}
-
-impl Request for MicrovmRequest {
-    fn members() -> &'static [Member] {
-        ONE_MICROVM
-    }
-}
-
-impl Request for ListMicrovmsRequest {
-    fn members() -> &'static [Member] {
-        LIST_MICROVMS
-    }
-}
-
-impl Request for CreateMicrovmAuthTokenRequest {
-    fn members() -> &'static [Member] {
-        CREATE_MICROVM_AUTH_TOKEN
-    }
+requests! {
+    CreateMicrovmAuthTokenRequest: CREATE_MICROVM_AUTH_TOKEN,
+    CreateMicrovmImageRequest: CREATE_MICROVM_IMAGE,
+    CreateMicrovmShellAuthTokenRequest: CREATE_MICROVM_SHELL_AUTH_TOKEN,
+    CreateNetworkConnectorRequest: network_connector::CREATE_NETWORK_CONNECTOR,
+    GetMicrovmImageBuildInput: GET_MICROVM_IMAGE_BUILD,
+    GetMicrovmImageInput: GET_MICROVM_IMAGE,
+    GetMicrovmImageVersionInput: GET_MICROVM_IMAGE_VERSION,
+    ListManagedMicrovmImageVersionsInput: LIST_MICROVM_IMAGE_VERSIONS,
+    ListManagedMicrovmImagesInput: LIST_MANAGED_MICROVM_IMAGES,
+    ListMicrovmImageBuildsInput: LIST_MICROVM_IMAGE_BUILDS,
+    ListMicrovmImageVersionsInput: LIST_MICROVM_IMAGE_VERSIONS,
+    ListMicrovmImagesRequest: LIST_MICROVM_IMAGES,
+    ListMicrovmsRequest: LIST_MICROVMS,
+    ListNetworkConnectorVersionsRequest: network_connector::LIST_NETWORK_CONNECTOR_VERSIONS,
+    ListNetworkConnectorsRequest: network_connector::LIST_NETWORK_CONNECTORS,
+    ListTagsRequest: LIST_TAGS,
+    MicrovmRequest: ONE_MICROVM,
+    NetworkConnectorRequest: network_connector::ONE_NETWORK_CONNECTOR,
+    RunMicrovmRequest: RUN_MICROVM,
+    TagResourceRequest: TAG_RESOURCE,
+    UntagResourceRequest: UNTAG_RESOURCE,
+    UpdateMicrovmImageRequest: UPDATE_MICROVM_IMAGE,
+    UpdateMicrovmImageVersionRequest: UPDATE_MICROVM_IMAGE_VERSION,
+    UpdateNetworkConnectorRequest: network_connector::UPDATE_NETWORK_CONNECTOR,
 }
 
 #[cfg(test)]
@@ -258,6 +312,11 @@ mod tests {
             (&LOG_GROUP_PATTERN, "/aws/lambda-microvms/a.b#c", "a:b"),
             (&LOG_STREAM_PATTERN, "a/b c", "a:b"),
             (&TAG_PATTERN, "café 1_.:/=+-@", "a*b"),
+            (
+                &TAGGABLE_PATTERN,
+                "arn:aws:lambda:us-east-1:000000000000:microvm-image:img",
+                "arn:aws:lambda:us-east-1:000000000000:microvm:microvm-1",
+            ),
         ] {
             assert!(pattern.matches(good), "{} on {good}", pattern.text);
             assert!(!pattern.matches(bad), "{} on {bad}", pattern.text);

@@ -6,7 +6,8 @@ use crate::route::{Operation, PathParams};
 use crate::shape::{Location, Member, Shape};
 use crate::validate;
 use bytes::Bytes;
-use http::Response;
+use http::header::CONTENT_TYPE;
+use http::{Response, StatusCode};
 use percent_encoding::percent_decode_str;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -62,13 +63,18 @@ pub fn parse<T: Request>(
     serde_json::from_value(Value::Object(input)).map_err(|_| ApiError::unparseable())
 }
 
-/// The response to a request that succeeded.
+/// The response to a request that succeeded; without a body where the success code says so.
 #[must_use]
 pub fn respond<T: Serialize>(
     operation: Operation,
     output: &T,
     request_id: Uuid,
 ) -> Response<Bytes> {
+    if operation.success() == StatusCode::NO_CONTENT {
+        let mut response = json_response(StatusCode::NO_CONTENT, Bytes::new(), request_id);
+        response.headers_mut().remove(CONTENT_TYPE);
+        return response;
+    }
     match serde_json::to_vec(output) {
         Ok(body) => json_response(operation.success(), body.into(), request_id),
         Err(_) => ApiError::internal().into_response(request_id),

@@ -180,6 +180,14 @@ pub fn route(method: &Method, raw_path: &str) -> Result<Match, RouteError> {
     })
 }
 
+/// Every route: method, template and operation.
+#[cfg(feature = "schema")]
+pub(crate) fn routes() -> impl Iterator<Item = (&'static Method, &'static str, Operation)> {
+    ROUTES
+        .iter()
+        .map(|route| (&route.method, route.template, route.operation))
+}
+
 /// Whether `raw_path` belongs to this API, known operation or not: its first segment is one of the
 /// API's version dates. A bucket with such a name cannot be reached at the same address.
 #[must_use]
@@ -261,6 +269,29 @@ impl Operation {
         }
     }
 
+    /// Whether it is one of the connectors' service, `lambda-core`, which has errors of its own.
+    #[must_use]
+    pub const fn is_of_connectors(self) -> bool {
+        matches!(
+            self,
+            Self::CreateNetworkConnector
+                | Self::DeleteNetworkConnector
+                | Self::GetNetworkConnector
+                | Self::ListNetworkConnectorVersions
+                | Self::ListNetworkConnectors
+                | Self::UpdateNetworkConnector
+        )
+    }
+
+    /// The operation that AWS calls so.
+    #[must_use]
+    pub fn by_name(name: &str) -> Option<Self> {
+        let operations = ROUTES.iter().map(|route| route.operation);
+        operations
+            .into_iter()
+            .find(|operation| operation.name() == name)
+    }
+
     /// The status of this operation's success.
     #[must_use]
     pub fn success(self) -> StatusCode {
@@ -293,6 +324,10 @@ mod tests {
             assert_eq!(found.operation, expected.operation);
             assert_eq!(found.operation.success(), expected.success);
             assert_eq!(found.operation.name(), format!("{:?}", expected.operation));
+            assert_eq!(
+                Operation::by_name(found.operation.name()),
+                Some(found.operation)
+            );
             assert!(is_control_path(&path));
         }
     }

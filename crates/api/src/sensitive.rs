@@ -5,6 +5,7 @@ use std::fmt;
 
 /// A string that serializes as itself and debugs as `<redacted>`.
 #[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(transparent)]
 pub struct Sensitive(String);
 

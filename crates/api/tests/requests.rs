@@ -8,10 +8,14 @@
 use dormouse_api::restjson::{Request, parse};
 use dormouse_api::route::PathParams;
 use dormouse_api::types::{
-    Architecture, CodeArtifact, CreateMicrovmAuthTokenRequest, CreateMicrovmImageRequest, Empty,
-    GetMicrovmImageBuildRequest, GetMicrovmImageRequest, GetMicrovmImageVersionRequest, HookState,
-    IdlePolicy, ListManagedMicrovmImagesRequest, ListMicrovmImagesRequest, ListMicrovmsRequest,
-    Logging, MicrovmRequest, PortRange, PortSpecification, RunMicrovmRequest,
+    Architecture, CodeArtifact, CreateMicrovmAuthTokenRequest, CreateMicrovmImageRequest,
+    CreateNetworkConnectorRequest, Empty, GetMicrovmImageBuildInput, GetMicrovmImageInput,
+    GetMicrovmImageVersionInput, HookState, IdlePolicy, ListManagedMicrovmImagesInput,
+    ListMicrovmImageBuildsInput, ListMicrovmImagesRequest, ListMicrovmsRequest,
+    ListNetworkConnectorsRequest, Logging, MicrovmImageVersionStatus, MicrovmRequest,
+    NetworkConnectorConfiguration, NetworkConnectorState, NetworkProtocol, PortRange,
+    PortSpecification, RunMicrovmRequest, TagResourceRequest, UntagResourceRequest,
+    UpdateMicrovmImageRequest, UpdateMicrovmImageVersionRequest, UpdateNetworkConnectorRequest,
 };
 use dormouse_api::{ApiError, ErrorCode};
 use proptest::prelude::*;
@@ -444,20 +448,113 @@ fn queries_are_decoded_and_checked() {
 }
 
 #[test]
+fn an_update_takes_its_image_from_the_path() {
+    let mut body = image(&json!({"clientToken": "t"}));
+    body.as_object_mut().unwrap().remove("name");
+    let path = params(&[("imageIdentifier", "arn:x")]);
+    let request: UpdateMicrovmImageRequest = parse(&path, "", body.to_string().as_bytes()).unwrap();
+    assert_eq!(request.image_identifier, "arn:x");
+    assert_eq!(request.client_token.as_deref(), Some("t"));
+    assert_eq!(request.settings.base_image_arn, BASE);
+    let error = parse::<UpdateMicrovmImageRequest>(&path, "", b"{}").unwrap_err();
+    assert!(
+        error
+            .message()
+            .unwrap()
+            .starts_with("3 validation errors detected: Value null at 'baseImageArn'")
+    );
+}
+
+#[test]
+fn a_versions_status_is_one_of_two() {
+    let path = params(&[("imageIdentifier", "arn:x"), ("imageVersion", "1.0")]);
+    let update = |body: &str| parse::<UpdateMicrovmImageVersionRequest>(&path, "", body.as_bytes());
+    let request = update(r#"{"status":"INACTIVE"}"#).unwrap();
+    assert_eq!(request.status, MicrovmImageVersionStatus::Inactive);
+    let error = update(r#"{"status":"OFF"}"#).unwrap_err();
+    assert_eq!(
+        error.message(),
+        Some(
+            "1 validation error detected: Value 'OFF' at 'status' failed to satisfy constraint: \
+             Member must satisfy enum value set: [ACTIVE, INACTIVE]"
+        )
+    );
+}
+
+#[test]
+fn tag_keys_are_all_that_the_query_names() {
+    let arn = "arn:aws:lambda:us-east-1:000000000000:microvm-image:img";
+    let path = params(&[("Resource", arn)]);
+    let untag = |query: &str| parse::<UntagResourceRequest>(&path, query, b"");
+    let request = untag("tagKeys=a&tagKeys=b%2Fc").unwrap();
+    assert_eq!(request.tag_keys, ["a", "b/c"]);
+    assert_eq!(request.resource, arn);
+    let missing = untag("").unwrap_err();
+    assert!(
+        missing
+            .message()
+            .unwrap()
+            .contains("Value null at 'tagKeys'")
+    );
+    let tags = r#"{"Tags":{"a":"b"}}"#;
+    let request: TagResourceRequest = parse(&path, "", tags.as_bytes()).unwrap();
+    assert_eq!(request.tags["a"], "b");
+    // A MicroVM is not taggable.
+    let path = params(&[(
+        "Resource",
+        "arn:aws:lambda:us-east-1:000000000000:microvm:m",
+    )]);
+    let error = parse::<TagResourceRequest>(&path, "", tags.as_bytes()).unwrap_err();
+    assert!(error.message().unwrap().contains("' at 'resource' failed"));
+}
+
+#[test]
+fn a_connectors_members_are_in_pascal_case() {
+    let body = json!({
+        "Name": "c", "OperatorRole": ROLE, "ClientToken": "t", "Tags": {"a": "b"},
+        "Configuration": {"VpcEgressConfiguration": {
+            "SubnetIds": ["subnet-1"], "SecurityGroupIds": ["sg-1"], "NetworkProtocol": "DualStack",
+            "AssociatedComputeResourceTypes": ["MicroVm"],
+            "ElasticIpConfiguration": {"Type": "None"}}},
+    });
+    let request: CreateNetworkConnectorRequest = parse_body(&body).unwrap();
+    let NetworkConnectorConfiguration::VpcEgressConfiguration(vpc) = request.configuration;
+    assert_eq!(vpc.subnet_ids.unwrap(), ["subnet-1"]);
+    assert_eq!(vpc.network_protocol, Some(NetworkProtocol::DualStack));
+
+    let ids: Vec<String> = (1..=17).map(|n| format!("subnet-{n}")).collect();
+    let mut many = body;
+    many["Configuration"]["VpcEgressConfiguration"]["SubnetIds"] = json!(ids);
+    assert_eq!(
+        refused::<CreateNetworkConnectorRequest>(&many),
+        format!(
+            "1 validation error detected: Value '[{}]' at \
+             'configuration.vpcEgressConfiguration.subnetIds' failed to satisfy constraint: \
+             Member must have length less than or equal to 16",
+            ids.join(", ")
+        )
+    );
+    let query = "State=ACTIVE&MaxItems=100&Marker=m";
+    let list: ListNetworkConnectorsRequest = parse(&PathParams::default(), query, b"").unwrap();
+    assert_eq!(list.state, Some(NetworkConnectorState::Active));
+    assert_eq!(list.max_items, Some(100));
+}
+
+#[test]
 fn labels_of_the_path_parse() {
     let path = params(&[
         ("imageIdentifier", "arn:x"),
         ("imageVersion", "1.0"),
         ("buildId", "b"),
     ]);
-    let image: GetMicrovmImageRequest = parse(&path, "", b"").unwrap();
+    let image: GetMicrovmImageInput = parse(&path, "", b"").unwrap();
     assert_eq!(image.image_identifier, "arn:x");
-    let version: GetMicrovmImageVersionRequest = parse(&path, "", b"").unwrap();
+    let version: GetMicrovmImageVersionInput = parse(&path, "", b"").unwrap();
     assert_eq!(version.image_version, "1.0");
-    let build: GetMicrovmImageBuildRequest = parse(&path, "", b"").unwrap();
+    let build: GetMicrovmImageBuildInput = parse(&path, "", b"").unwrap();
     assert_eq!(build.build_id, "b");
     let spaced = params(&[("imageIdentifier", "arn:x"), ("imageVersion", "1 0")]);
-    let error = parse::<GetMicrovmImageVersionRequest>(&spaced, "", b"").unwrap_err();
+    let error = parse::<GetMicrovmImageVersionInput>(&spaced, "", b"").unwrap_err();
     assert!(
         error
             .message()
@@ -478,7 +575,8 @@ fn any_json() -> impl Strategy<Value = Value> {
     ];
     let name = "(name|hooks|port|microvmHooks|run|tags|resources|minimumMemoryInMiB|logging|\
                  cloudWatch|disabled|codeArtifact|uri|allowedPorts|range|allPorts|startPort|\
-                 idlePolicy|imageIdentifier|environmentVariables|cpuConfigurations|x)";
+                 idlePolicy|imageIdentifier|environmentVariables|cpuConfigurations|Name|Configuration|\
+                 VpcEgressConfiguration|SubnetIds|NetworkProtocol|Tags|x)";
     leaf.prop_recursive(4, 64, 6, move |inner| {
         prop_oneof![
             prop::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
@@ -494,8 +592,14 @@ fn parse_as_all(path: &PathParams, query: &str, body: &[u8]) {
     let _ = parse::<CreateMicrovmAuthTokenRequest>(path, query, body);
     let _ = parse::<ListMicrovmsRequest>(path, query, body);
     let _ = parse::<ListMicrovmImagesRequest>(path, query, body);
-    let _ = parse::<ListManagedMicrovmImagesRequest>(path, query, body);
-    let _ = parse::<GetMicrovmImageBuildRequest>(path, query, body);
+    let _ = parse::<ListManagedMicrovmImagesInput>(path, query, body);
+    let _ = parse::<GetMicrovmImageBuildInput>(path, query, body);
+    let _ = parse::<ListMicrovmImageBuildsInput>(path, query, body);
+    let _ = parse::<UpdateMicrovmImageRequest>(path, query, body);
+    let _ = parse::<TagResourceRequest>(path, query, body);
+    let _ = parse::<UntagResourceRequest>(path, query, body);
+    let _ = parse::<CreateNetworkConnectorRequest>(path, query, body);
+    let _ = parse::<UpdateNetworkConnectorRequest>(path, query, body);
 }
 
 proptest! {
@@ -514,6 +618,9 @@ proptest! {
             prop_assert!(error.message().is_some());
         }
         if let Err(error) = parse_body::<CreateMicrovmImageRequest>(&body) {
+            prop_assert!(error.message().is_some());
+        }
+        if let Err(error) = parse_body::<CreateNetworkConnectorRequest>(&body) {
             prop_assert!(error.message().is_some());
         }
         if let Err(error) = token(&body) {

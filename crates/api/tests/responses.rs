@@ -8,12 +8,17 @@
 use dormouse_api::Operation;
 use dormouse_api::restjson::respond;
 use dormouse_api::types::{
-    Architecture, BuildState, Chipset, CodeArtifact, CreateMicrovmAuthTokenResponse,
-    CreateMicrovmImageResponse, Empty, EpochSeconds, GetMicrovmImageBuildResponse,
-    GetMicrovmImageResponse, GetMicrovmImageVersionResponse, ImageSettings,
-    ListManagedMicrovmImagesResponse, ListMicrovmsResponse, ManagedMicrovmImageSummary, Microvm,
+    Architecture, BuildState, Chipset, CodeArtifact, ComputeResourceType,
+    CreateMicrovmAuthTokenResponse, CreateMicrovmImageResponse, DeleteMicrovmImageOutput,
+    DeleteMicrovmImageVersionOutput, Empty, EpochSeconds, GetMicrovmImageBuildOutput,
+    GetMicrovmImageOutput, GetMicrovmImageVersionOutput, ImageSettings,
+    ListManagedMicrovmImagesOutput, ListMicrovmsResponse, ListNetworkConnectorsResponse,
+    ListTagsResponse, ManagedMicrovmImageSummary, Microvm, MicrovmImageBuildSummary,
     MicrovmImageState, MicrovmImageSummary, MicrovmImageVersionState, MicrovmImageVersionStatus,
-    MicrovmItem, MicrovmState, Resources, SnapshotBuild, Tags, UnmodelledSettings,
+    MicrovmItem, MicrovmState, NetworkConnector, NetworkConnectorConfiguration,
+    NetworkConnectorState, NetworkConnectorSummary, NetworkConnectorType,
+    NetworkConnectorVpcEgressConfiguration, NetworkProtocol, Resources, SnapshotBuild, Tags,
+    UnmodelledSettings, UpdateMicrovmImageResponse,
 };
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -26,6 +31,7 @@ const INTERNET: &str =
     "arn:aws:lambda:us-east-2:aws:network-connector:aws-network-connector:INTERNET_EGRESS";
 const HTTP: &str =
     "arn:aws:lambda:us-east-2:aws:network-connector:aws-network-connector:HTTP_INGRESS";
+const CONNECTOR: &str = "arn:aws:lambda:us-east-2:000000000000:network-connector:nc-1";
 const AT: EpochSeconds = EpochSeconds(1_790_000_000.5);
 
 fn body<T: Serialize>(operation: Operation, status: u16, output: &T) -> Value {
@@ -38,6 +44,26 @@ fn body<T: Serialize>(operation: Operation, status: u16, output: &T) -> Value {
     );
     assert!(!response.headers().contains_key("x-amzn-errortype"));
     serde_json::from_slice(response.body()).unwrap()
+}
+
+fn updated_image(
+    version: &str,
+    latest_active: Option<&str>,
+    state: MicrovmImageState,
+) -> UpdateMicrovmImageResponse {
+    UpdateMicrovmImageResponse {
+        settings: settings(),
+        unmodelled: UnmodelledSettings::default(),
+        created_at: AT,
+        id: Uuid::nil().to_string(),
+        image_arn: ARN.into(),
+        image_version: version.into(),
+        latest_active_image_version: latest_active.map(str::to_owned),
+        latest_failed_image_version: None,
+        name: "n".into(),
+        state,
+        updated_at: AT,
+    }
 }
 
 fn settings() -> ImageSettings {
@@ -104,18 +130,8 @@ fn a_microvm_has_the_recorded_body() {
 #[test]
 fn a_new_image_has_the_recorded_body() {
     let image = CreateMicrovmImageResponse {
-        settings: settings(),
-        unmodelled: UnmodelledSettings::default(),
-        created_at: AT,
-        id: Uuid::nil().to_string(),
-        image_arn: ARN.into(),
-        image_version: "1.0".into(),
-        latest_active_image_version: None,
-        latest_failed_image_version: None,
-        name: "n".into(),
-        state: MicrovmImageState::Creating,
+        image: updated_image("1.0", None, MicrovmImageState::Creating),
         tags: None,
-        updated_at: AT,
     };
     assert_eq!(
         body(Operation::CreateMicrovmImage, 201, &image),
@@ -133,7 +149,7 @@ fn a_new_image_has_the_recorded_body() {
 
 #[test]
 fn an_image_has_the_recorded_body() {
-    let image = GetMicrovmImageResponse {
+    let image = GetMicrovmImageOutput {
         summary: summary(),
         tags: Tags::new(),
     };
@@ -147,7 +163,7 @@ fn an_image_has_the_recorded_body() {
 
 #[test]
 fn a_version_has_the_recorded_body() {
-    let version = GetMicrovmImageVersionResponse {
+    let version = GetMicrovmImageVersionOutput {
         settings: settings(),
         unmodelled: UnmodelledSettings::default(),
         created_at: AT,
@@ -175,22 +191,24 @@ fn a_version_has_the_recorded_body() {
 
 #[test]
 fn a_build_has_the_recorded_body() {
-    let build = GetMicrovmImageBuildResponse {
-        architecture: Architecture::Arm64,
-        build_id: "b".into(),
-        build_state: BuildState::Successful,
-        chipset: Chipset::Graviton,
-        chipset_generation: "4".into(),
-        created_at: AT,
-        image_arn: ARN.into(),
-        image_version: "1.0".into(),
+    let build = GetMicrovmImageBuildOutput {
+        summary: MicrovmImageBuildSummary {
+            architecture: Architecture::Arm64,
+            build_id: "b".into(),
+            build_state: BuildState::Successful,
+            chipset: Chipset::Graviton,
+            chipset_generation: "4".into(),
+            created_at: AT,
+            image_arn: ARN.into(),
+            image_version: "1.0".into(),
+            state_reason: None,
+            termination_reason_code: None,
+        },
         snapshot_build: Some(SnapshotBuild {
             code_install_size_in_bytes: Some(186_400_768),
             disk_snapshot_size_in_bytes: Some(25_600_000),
             memory_snapshot_size_in_bytes: Some(609_087_488),
         }),
-        state_reason: None,
-        termination_reason_code: None,
     };
     assert_eq!(
         body(Operation::GetMicrovmImageBuild, 200, &build),
@@ -220,7 +238,7 @@ fn lists_say_null_after_their_last_page() {
         json!({"items":[{"imageArn":ARN,"imageVersion":"1.0","microvmId":"microvm-UUID",
             "startedAt":1790000000.5,"state":"TERMINATED"}],"nextToken":null})
     );
-    let managed = ListManagedMicrovmImagesResponse {
+    let managed = ListManagedMicrovmImagesOutput {
         items: vec![ManagedMicrovmImageSummary {
             created_at: AT,
             image_arn: BASE.into(),
@@ -254,4 +272,100 @@ fn a_change_of_state_answers_an_empty_structure() {
     ] {
         assert_eq!(body(operation, 200, &Empty {}), json!({}));
     }
+}
+
+#[test]
+fn an_update_answers_the_image_without_its_tags() {
+    let image = updated_image("2.0", Some("1.0"), MicrovmImageState::Updating);
+    let body = body(Operation::UpdateMicrovmImage, 200, &image);
+    assert_eq!(body["imageVersion"], "2.0");
+    assert_eq!(body["latestActiveImageVersion"], "1.0");
+    assert_eq!(body["state"], "UPDATING");
+    assert_eq!(body.get("tags"), None);
+    assert_eq!(body["roleConfiguration"], Value::Null);
+}
+
+#[test]
+fn what_is_deleted_is_named_as_it_was_asked_for() {
+    let image = DeleteMicrovmImageOutput {
+        image_identifier: ARN.into(),
+        state: MicrovmImageState::Deleting,
+    };
+    assert_eq!(
+        body(Operation::DeleteMicrovmImage, 200, &image),
+        json!({"imageIdentifier":ARN,"state":"DELETING"})
+    );
+    let version = DeleteMicrovmImageVersionOutput {
+        image_identifier: ARN.into(),
+        image_version: "1.0".into(),
+        state: MicrovmImageVersionState::Deleting,
+    };
+    assert_eq!(
+        body(Operation::DeleteMicrovmImageVersion, 200, &version),
+        json!({"imageIdentifier":ARN,"imageVersion":"1.0","state":"DELETING"})
+    );
+}
+
+#[test]
+fn tags_have_the_recorded_body() {
+    let tags = ListTagsResponse {
+        tags: Tags::from([("k".into(), "v".into())]),
+    };
+    assert_eq!(
+        body(Operation::ListTags, 200, &tags),
+        json!({"Tags":{"k":"v"}})
+    );
+    for operation in [Operation::TagResource, Operation::UntagResource] {
+        let response = respond(operation, &Empty {}, Uuid::nil());
+        assert_eq!(response.status(), 204);
+        assert!(response.body().is_empty());
+        assert!(!response.headers().contains_key("content-type"));
+        assert!(response.headers().contains_key("x-amzn-requestid"));
+    }
+}
+
+#[test]
+fn a_connector_leaves_out_what_it_does_not_have() {
+    let configuration = NetworkConnectorVpcEgressConfiguration {
+        subnet_ids: Some(vec!["subnet-a".into()]),
+        network_protocol: Some(NetworkProtocol::IPv4),
+        associated_compute_resource_types: Some(vec![ComputeResourceType::MicroVm]),
+        ..NetworkConnectorVpcEgressConfiguration::default()
+    };
+    let connector = NetworkConnector {
+        arn: CONNECTOR.into(),
+        id: "nc-1".into(),
+        name: "c".into(),
+        version_arn: Some(format!("{CONNECTOR}:1")),
+        version: 1,
+        configuration: NetworkConnectorConfiguration::VpcEgressConfiguration(configuration),
+        operator_role: Some(ROLE.into()),
+        state: NetworkConnectorState::Pending,
+    };
+    assert_eq!(
+        body(Operation::CreateNetworkConnector, 202, &connector),
+        json!({"Arn":CONNECTOR,"Id":"nc-1","Name":"c","OperatorRole":ROLE,"State":"PENDING",
+            "Version":1,"VersionArn":format!("{CONNECTOR}:1"),
+            "Configuration":{"VpcEgressConfiguration":{"SubnetIds":["subnet-a"],
+                "NetworkProtocol":"IPv4","AssociatedComputeResourceTypes":["MicroVm"]}}})
+    );
+    let page = ListNetworkConnectorsResponse {
+        network_connectors: vec![NetworkConnectorSummary {
+            arn: CONNECTOR.into(),
+            id: "nc-1".into(),
+            last_modified: "2026-07-30T06:12:44.120Z".into(),
+            latest_version: 1,
+            latest_version_arn: format!("{CONNECTOR}:1"),
+            name: "c".into(),
+            state: NetworkConnectorState::Active,
+            kind: NetworkConnectorType::VpcEgress,
+        }],
+        next_marker: None,
+    };
+    assert_eq!(
+        body(Operation::ListNetworkConnectors, 200, &page),
+        json!({"NetworkConnectors":[{"Arn":CONNECTOR,"Id":"nc-1","Name":"c","State":"ACTIVE",
+            "LastModified":"2026-07-30T06:12:44.120Z","LatestVersion":1,
+            "LatestVersionArn":format!("{CONNECTOR}:1"),"Type":"VPC_EGRESS"}]})
+    );
 }

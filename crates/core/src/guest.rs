@@ -6,14 +6,20 @@
 //!
 //! | request | body | answer |
 //! |---|---|---|
-//! | `CONNECT 127.0.0.1:PORT` | raw bytes | 200 and a tunnel to that port; 502 when nothing listens |
+//! | `CONNECT ADDRESS:PORT` | raw bytes | 200 and a tunnel to that port of an IPv4 address, as in `127.0.0.1:80`; 502 when nothing listens |
 //! | `GET /v1/hello` | – | [`Hello`] |
-//! | `POST /v1/app/start` | [`ProcessSpec`] | [`AppStatus`] |
+//! | `POST /v1/app/start` | [`AppSpec`] | [`AppStatus`] |
 //! | `GET /v1/app` | – | [`AppStatus`] |
 //! | `GET /v1/app/wait` | – | [`AppStatus`] once the app has exited; held open until then |
 //! | `GET /v1/app/logs?after=N` | – | log bytes from offset N; headers [`LOG_START`] and [`LOG_NEXT`]; with `&wait_ms=M` (30,000 at most) it waits for the first |
-//! | `POST /v1/exec` | [`ProcessSpec`] | a stream of frames, see [`FrameKind`] |
+//! | `POST /v1/exec` | [`ExecSpec`] | a stream of frames, see [`FrameKind`] |
 //! | `POST /v1/copy` | tar; [`CopySpec`] in the header [`COPY_SPEC`] | 204 |
+//! | `POST /v1/trust` | CA certificates as PEM | [`Trusted`]: programs trust them too |
+//! | `DELETE /v1/trust` | – | 204: no longer, as far as nobody made them his own |
+//! | `POST /v1/unpack` | a tar, plain or compressed; [`CopySpec`] in the header [`COPY_SPEC`] | 204; 415 when it is no archive, and then nothing is written |
+//! | `PUT /v1/trees/NAME` | tar | 204: a tree in memory with these files |
+//! | `DELETE /v1/trees/NAME` | – | 204: the tree is gone |
+//! | `POST /v1/trees/NAME/copy` | [`TreeCopySpec`] | 204: files of the tree are copied into the root file system |
 //! | `POST /v1/disk/freeze` | – | 204: everything is on disk and writes wait |
 //! | `POST /v1/disk/thaw` | – | 204 |
 //! | `POST /v1/freeze` | – | 204: the app is stopped and its writes are on disk |
@@ -107,6 +113,128 @@ pub struct ProcessSpec {
     pub timeout_s: Option<u64>,
 }
 
+/// A command to run beside the app.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExecSpec {
+    /// The process.
+    #[serde(flatten)]
+    pub process: ProcessSpec,
+    /// What it sees over the root file system, the first at the bottom.
+    #[serde(default)]
+    pub mounts: Vec<Mount>,
+    /// Whether it has loopback and no other network.
+    #[serde(default)]
+    pub offline: bool,
+}
+
+/// Something that one process sees at a path.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mount {
+    /// Absolute path; made when missing, and then removed after the process.
+    pub target: String,
+    /// What is there.
+    pub what: Mounted,
+}
+
+/// What a mount shows.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Mounted {
+    /// A file or folder of a tree.
+    Tree {
+        /// The tree's name; `disk-SERIAL` is the disk of that serial number.
+        tree: String,
+        /// Absolute path in it.
+        path: String,
+        /// Whether it may be written to.
+        writable: bool,
+    },
+    /// A folder of the cache disk, made when missing.
+    Cache {
+        /// Its name there: letters and digits.
+        name: String,
+        /// Whether it may be written to.
+        writable: bool,
+        /// Permission bits of a new one.
+        mode: u32,
+        /// Its user.
+        uid: u32,
+        /// Its group.
+        gid: u32,
+    },
+    /// An empty folder in memory.
+    Tmpfs {
+        /// Its size; none for the kernel's choice.
+        bytes: Option<u64>,
+    },
+    /// A file in memory, of which nothing reaches a disk.
+    File {
+        /// What it says, in hex.
+        content_hex: String,
+        /// Its permission bits.
+        mode: u32,
+        /// Its user.
+        uid: u32,
+        /// Its group.
+        gid: u32,
+    },
+}
+
+impl std::fmt::Debug for Mounted {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // A file may be a secret: it never reaches a log.
+        f.write_str(match self {
+            Self::Tree { .. } => "Tree",
+            Self::Cache { .. } => "Cache",
+            Self::Tmpfs { .. } => "Tmpfs",
+            Self::File { .. } => "File",
+        })
+    }
+}
+
+/// How the names of trees begin that are disks.
+pub const DISK_TREE: &str = "disk-";
+/// Serial number of the cache disk.
+pub const CACHE_SERIAL: &str = "cache";
+
+/// What of a tree is copied, and where to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TreeCopySpec {
+    /// Paths in the tree, as patterns of Go's `filepath.Match`.
+    pub sources: Vec<String>,
+    /// Absolute path in the root file system; it ends in `/` when it is a folder by its spelling.
+    pub dest: String,
+    /// `user[:group]` or `uid[:gid]` that owns what is copied; empty to leave it as it is in the tree.
+    pub owner: String,
+    /// Permission bits for all that is copied; none to leave them.
+    pub mode: Option<u32>,
+    /// Whether the folders that lead to a source are made at the destination too.
+    pub parents: bool,
+    /// Patterns of what is left out.
+    pub excludes: Vec<String>,
+}
+
+/// The app to start: a process, and what it may do.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AppSpec {
+    /// Its process.
+    #[serde(flatten)]
+    pub process: ProcessSpec,
+    /// Whether root's processes keep every capability, and find the kernel's settings and their own control
+    /// group writable, as in a privileged container. An older agent knows Docker's default alone.
+    #[serde(default)]
+    pub all_capabilities: bool,
+}
+
+impl From<ProcessSpec> for AppSpec {
+    fn from(process: ProcessSpec) -> Self {
+        Self {
+            process,
+            all_capabilities: false,
+        }
+    }
+}
+
 /// Where a copied tar goes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CopySpec {
@@ -119,6 +247,13 @@ pub struct CopySpec {
     pub as_file: bool,
     /// `user[:group]` or `uid[:gid]` that owns what is copied; empty for root.
     pub owner: String,
+}
+
+/// Where the CAs are that programs inside trust.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Trusted {
+    /// Absolute path of a file with all of them, as PEM.
+    pub bundle: String,
 }
 
 /// What a restored VM is given before its app runs on.

@@ -48,6 +48,10 @@ string_id!(
     BuildId
 );
 string_id!(
+    /// A network connector of an account: `nc-` and a lower-case UUID.
+    ConnectorId
+);
+string_id!(
     /// An AWS-style account: twelve digits.
     AccountId
 );
@@ -94,6 +98,23 @@ impl BuildId {
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
         is_canonical_uuid(text).then(|| Self(text.to_owned()))
+    }
+}
+
+impl ConnectorId {
+    const PREFIX: &str = "nc-";
+
+    /// Names a connector from a random UUID.
+    #[must_use]
+    pub fn new(random: Uuid) -> Self {
+        Self(format!("{}{random}", Self::PREFIX))
+    }
+
+    /// Accepts exactly what [`ConnectorId::new`] makes.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        let uuid = text.strip_prefix(Self::PREFIX)?;
+        is_canonical_uuid(uuid).then(|| Self(text.to_owned()))
     }
 }
 
@@ -188,6 +209,82 @@ impl From<ImageArn> for String {
     }
 }
 
+/// `arn:aws:lambda:REGION:ACCOUNT:network-connector:ID`, and `:VERSION` where it is about one of its
+/// versions.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ConnectorArn {
+    /// Region, as in `us-east-1`.
+    pub region: String,
+    /// The account that it belongs to.
+    pub account: AccountId,
+    /// The connector.
+    pub id: ConnectorId,
+    /// The one version that is meant, from 1; none for the connector as such.
+    pub version: Option<u32>,
+}
+
+impl ConnectorArn {
+    /// Parses the ARN of an account's connector; a managed one has another form.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        let parts: Vec<&str> = text.split(':').collect();
+        let (parts, version) = match parts.as_slice() {
+            [parts @ .., version] if parts.len() == 7 => (parts, Some(parse_version(version)?)),
+            parts => (parts, None),
+        };
+        match parts {
+            [
+                "arn",
+                "aws",
+                "lambda",
+                region,
+                account,
+                "network-connector",
+                id,
+            ] if !region.is_empty() => Some(Self {
+                region: (*region).to_owned(),
+                account: AccountId::parse(account)?,
+                id: ConnectorId::parse(id)?,
+                version,
+            }),
+            _ => None,
+        }
+    }
+
+    /// The ARN of one of its versions.
+    #[must_use]
+    pub fn at(&self, version: u32) -> Self {
+        Self {
+            version: Some(version),
+            ..self.clone()
+        }
+    }
+}
+
+fn parse_version(text: &str) -> Option<u32> {
+    let canonical = text.bytes().all(|b| b.is_ascii_digit()) && !text.starts_with('0');
+    canonical.then(|| text.parse().ok()).flatten()
+}
+
+impl fmt::Display for ConnectorArn {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            region,
+            account,
+            id,
+            version,
+        } = self;
+        write!(
+            f,
+            "arn:aws:lambda:{region}:{account}:network-connector:{id}"
+        )?;
+        match version {
+            Some(version) => write!(f, ":{version}"),
+            None => Ok(()),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -213,6 +310,34 @@ mod tests {
             "arn:aws:lambda::000000000000:microvm-image:a",
         ] {
             assert!(ImageArn::parse(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_connector_arn_round_trips() {
+        let plain = "arn:aws:lambda:us-east-1:000000000000:network-connector:\
+                     nc-a991cd0b-3321-3e2c-a982-d5c4db52b17a";
+        let parsed = ConnectorArn::parse(plain).expect("arn");
+        assert_eq!(parsed.to_string(), plain);
+        assert_eq!(parsed.at(12).to_string(), format!("{plain}:12"));
+        assert_eq!(
+            ConnectorArn::parse(&format!("{plain}:12")),
+            Some(parsed.at(12))
+        );
+        for bad in [
+            "",
+            "nc-a991cd0b-3321-3e2c-a982-d5c4db52b17a",
+            "arn:aws:lambda:us-east-1:aws:network-connector:aws-network-connector:HTTP_INGRESS",
+            "arn:aws:lambda:us-east-1:000000000000:network-connector:nc-1",
+            &format!("{plain}:"),
+            &format!("{plain}:0"),
+            &format!("{plain}:01"),
+            &format!("{plain}:+1"),
+            &format!("{plain}:1:1"),
+            &format!("{plain}:99999999999"),
+            &plain.replace("us-east-1", ""),
+        ] {
+            assert_eq!(ConnectorArn::parse(bad), None, "{bad:?}");
         }
     }
 

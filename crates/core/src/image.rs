@@ -1,11 +1,17 @@
 //! Images, their versions and the builds that make them, as stored.
 //!
 //! ```text
-//! image:    Creating ──▶ Created          version: Pending ──▶ InProgress ──▶ Successful
-//!              └───────▶ CreateFailed                              └────────▶ Failed
+//! image:   Creating ──▶ Created | CreateFailed            version: Pending ──▶ InProgress ──▶ Successful
+//!              ┌─────────┘  (build of the next version,                └──────────┴─────────▶ Failed
+//!              ▼             or deletion of one)                   any ──▶ Deleting ──▶ gone | DeleteFailed
+//!          Updating ──▶ Updated | UpdateFailed
+//!          any ──▶ Deleting ──▶ gone | DeleteFailed
 //! ```
-//! A build's outcome is applied to the three records together by [`finish`].
+//! Only the functions of [`life`] take a record from one state to another.
 
+pub mod life;
+
+use crate::hook::Hooks;
 use crate::{AccountId, BuildId, ImageArn, Timestamp};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -25,12 +31,20 @@ pub struct Image {
     pub created_at: Timestamp,
     /// When it last changed.
     pub updated_at: Timestamp,
+    /// Number of the newest version that there ever was: numbers are never given twice.
+    #[serde(default = "first_version")]
+    pub last_version: u32,
     /// Newest version that may be launched, as in `1.0`.
     pub latest_active_version: Option<String>,
     /// Newest version whose build failed.
     pub latest_failed_version: Option<String>,
     /// Tags, as given.
     pub tags: BTreeMap<String, String>,
+}
+
+/// Records that were stored before versions were counted are of images with one version.
+fn first_version() -> u32 {
+    1
 }
 
 /// Where an image is in its life.
@@ -43,6 +57,16 @@ pub enum ImageState {
     Created,
     /// Its first build failed.
     CreateFailed,
+    /// Its next version is being built, or one of its versions deleted.
+    Updating,
+    /// The last update succeeded.
+    Updated,
+    /// The last update failed; what was active before still is.
+    UpdateFailed,
+    /// It is being deleted with all that belongs to it; its name is still taken.
+    Deleting,
+    /// Its files could not be deleted; the deletion may be asked for again.
+    DeleteFailed,
 }
 
 impl ImageState {
@@ -53,6 +77,11 @@ impl ImageState {
             Self::Creating => "CREATING",
             Self::Created => "CREATED",
             Self::CreateFailed => "CREATE_FAILED",
+            Self::Updating => "UPDATING",
+            Self::Updated => "UPDATED",
+            Self::UpdateFailed => "UPDATE_FAILED",
+            Self::Deleting => "DELETING",
+            Self::DeleteFailed => "DELETE_FAILED",
         }
     }
 }
@@ -87,21 +116,16 @@ pub struct VersionSpec {
     pub memory_mib: u32,
     /// Variables that the app starts with, over the image's own.
     pub environment: BTreeMap<String, String>,
-    /// Ready hook and its port; none when it is not enabled.
-    pub ready_hook: Option<ReadyHook>,
+    /// The hooks that are enabled.
+    #[serde(default)]
+    pub hooks: Hooks,
+    /// Whether the app keeps every capability of the kernel's.
+    #[serde(default)]
+    pub all_capabilities: bool,
     /// Egress connector ARNs that MicroVMs have unless they name their own.
     pub egress_connectors: Vec<String>,
     /// The settings as the API shows them, defaults filled in; the domain does not look inside.
     pub settings: serde_json::Value,
-}
-
-/// How to ask the app whether it is ready for its snapshot.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ReadyHook {
-    /// Port on which the app serves its hooks.
-    pub port: u16,
-    /// Give up after this many seconds.
-    pub timeout_s: u64,
 }
 
 /// Where a version's build is.
@@ -116,6 +140,11 @@ pub enum VersionState {
     Successful,
     /// Not built.
     Failed,
+    /// Being deleted. A build in this state has lost its version, and waits for the last MicroVM that uses
+    /// its files.
+    Deleting,
+    /// Its files could not be deleted.
+    DeleteFailed,
 }
 
 impl VersionState {
@@ -127,7 +156,15 @@ impl VersionState {
             Self::InProgress => "IN_PROGRESS",
             Self::Successful => "SUCCESSFUL",
             Self::Failed => "FAILED",
+            Self::Deleting => "DELETING",
+            Self::DeleteFailed => "DELETE_FAILED",
         }
+    }
+
+    /// Whether its build is still to end.
+    #[must_use]
+    pub fn is_building(self) -> bool {
+        matches!(self, Self::Pending | Self::InProgress)
     }
 }
 
@@ -148,8 +185,16 @@ pub struct Build {
     pub state_reason: Option<String>,
     /// When it was asked for.
     pub created_at: Timestamp,
+    /// Baseline memory of MicroVMs launched from it, in MiB.
+    #[serde(default = "default_memory")]
+    pub memory_mib: u32,
     /// What it made; none until it has succeeded.
     pub sizes: Option<SnapshotSizes>,
+}
+
+/// Builds that were stored before they knew their memory.
+fn default_memory() -> u32 {
+    crate::limits::MEMORY_DEFAULT_MIB
 }
 
 /// What a build made, in bytes.
@@ -163,36 +208,6 @@ pub struct SnapshotSizes {
     pub disk: u64,
 }
 
-/// Applies a build's outcome to the records that it concerns.
-pub fn finish(
-    image: &mut Image,
-    version: &mut Version,
-    build: &mut Build,
-    outcome: Result<SnapshotSizes, String>,
-    now: Timestamp,
-) {
-    image.updated_at = now;
-    version.updated_at = now;
-    match outcome {
-        Ok(sizes) => {
-            image.state = ImageState::Created;
-            image.latest_active_version = Some(version.version.clone());
-            version.state = VersionState::Successful;
-            version.active = true;
-            build.state = VersionState::Successful;
-            build.sizes = Some(sizes);
-        }
-        Err(reason) => {
-            image.state = ImageState::CreateFailed;
-            image.latest_failed_version = Some(version.version.clone());
-            version.state = VersionState::Failed;
-            version.active = false;
-            build.state = VersionState::Failed;
-            build.state_reason = Some(reason);
-        }
-    }
-}
-
 /// `1` and `1.0` name the same version; the second is the one that is stored and shown.
 #[must_use]
 pub fn canonical_version(text: &str) -> Option<String> {
@@ -204,9 +219,22 @@ pub fn canonical_version(text: &str) -> Option<String> {
     valid.then(|| format!("{major}.0"))
 }
 
+/// The number in a version's name; zero for a name that is none.
+#[must_use]
+pub fn version_number(version: &str) -> u32 {
+    let major = canonical_version(version).and_then(|name| name.strip_suffix(".0")?.parse().ok());
+    major.unwrap_or(0)
+}
+
+/// The name of the version with this number.
+#[must_use]
+pub fn version_name(number: u32) -> String {
+    format!("{number}.0")
+}
+
 #[cfg(test)]
 mod tests {
-    use super::canonical_version;
+    use super::{canonical_version, version_name, version_number};
 
     #[test]
     fn a_version_has_one_canonical_spelling() {
@@ -214,6 +242,8 @@ mod tests {
         assert_eq!(canonical_version("12.0").as_deref(), Some("12.0"));
         for bad in ["", ".0", "1.1", "01", "-1", "1.0.0", "latest", "9999999999"] {
             assert_eq!(canonical_version(bad), None, "{bad:?}");
+            assert_eq!(version_number(bad), 0, "{bad:?}");
         }
+        assert_eq!(version_number(&version_name(12)), 12);
     }
 }

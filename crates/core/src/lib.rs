@@ -3,12 +3,17 @@
 //! Nothing here does IO, reads a clock or draws randomness: callers pass both in. That keeps every
 //! rule of the product testable in microseconds and usable from each other crate.
 
+pub mod cidr;
+pub mod connector;
+pub mod egress;
+pub mod glob;
 pub mod guest;
+pub mod hook;
 pub mod id;
 pub mod image;
 pub mod limits;
 pub mod microvm;
 pub mod time;
 
-pub use id::{AccountId, BuildId, EndpointId, ImageArn, MicrovmId};
+pub use id::{AccountId, BuildId, ConnectorArn, ConnectorId, EndpointId, ImageArn, MicrovmId};
 pub use time::Timestamp;

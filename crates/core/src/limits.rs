@@ -31,6 +31,8 @@ pub const ARTIFACT_RATIO_FREE_BYTES: u64 = 64 << 20;
 pub const DOCKERFILE_BYTES_MAX: u64 = 1 << 20;
 /// Most instructions in a Dockerfile.
 pub const DOCKERFILE_STEPS_MAX: usize = 500;
+/// Most stages and images from which one stage of a Dockerfile may take files: each is a disk of its build VM.
+pub const BUILD_SOURCES_MAX: usize = 12;
 /// Most bytes that all variable expansion in a Dockerfile may produce.
 pub const DOCKERFILE_EXPANDED_BYTES_MAX: usize = 16 << 20;
 /// Most bytes of environment, build arguments, labels and ports of one image.
@@ -39,8 +41,61 @@ pub const IMAGE_CONFIG_BYTES_MAX: usize = 128 << 10;
 pub const DOCKERIGNORE_BYTES_MAX: u64 = 256 << 10;
 /// Steps that matching path patterns against a build context may take.
 pub const GLOB_STEPS_MAX: u64 = 1 << 31;
-/// Most files in the root file system of a local image.
+/// Most files in the layers of a base image.
 pub const ROOTFS_ENTRIES_MAX: usize = 2_000_000;
+/// The layers of a base image may unpack to this many times the size of its disk: upper ones replace files.
+pub const ROOTFS_UNPACKED_FACTOR: u64 = 2;
+/// Most bytes of names, link targets and extended attributes in a base image; they are kept in memory.
+pub const ROOTFS_NAMES_BYTES_MAX: usize = 256 << 20;
+/// Longest path of a file and longest target of a symbolic link in a base image, in bytes.
+pub const ROOTFS_PATH_BYTES_MAX: usize = 4095;
+/// How deep folders may lie in a base image.
+pub const ROOTFS_DEPTH_MAX: usize = 256;
+/// Symbolic links that one path in a layer may lead through, as in Linux.
+pub const ROOTFS_LINKS_MAX: usize = 40;
+/// Names that all paths in a base image's layers together may lead through.
+pub const ROOTFS_LOOKUPS_MAX: u64 = 1 << 26;
+/// Largest description of one entry in front of it in a tar, in bytes.
+pub const TAR_HEADER_BYTES_MAX: usize = 1 << 20;
+/// Most parts of one sparse file in a tar.
+pub const TAR_SEGMENTS_MAX: usize = 1 << 16;
+
+/// Most files in an archive of an image, such as `docker save` makes it.
+pub const ARCHIVE_MEMBERS_MAX: usize = 4096;
+/// Most layers of a base image, as in Docker.
+pub const REGISTRY_LAYERS_MAX: usize = 127;
+/// Largest manifest, index or image configuration, in bytes.
+pub const REGISTRY_DOCUMENT_BYTES_MAX: usize = 4 << 20;
+/// Largest answer of a token server, and largest error that is read, in bytes.
+pub const REGISTRY_ANSWER_BYTES_MAX: usize = 64 << 10;
+/// Most bytes that the packed layers of one image may have.
+pub const REGISTRY_IMAGE_BYTES_MAX: u64 = 16 << 30;
+/// Layers of one image that are fetched at once.
+pub const REGISTRY_FETCHES_AT_ONCE: usize = 3;
+/// Images that are pulled at once; the others wait in line.
+pub const REGISTRY_PULLS_AT_ONCE: usize = 4;
+/// A registry must accept a connection within this.
+pub const REGISTRY_CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// A registry may be silent for this long.
+pub const REGISTRY_READ_TIMEOUT: Duration = Duration::from_secs(30);
+/// How often a request to a registry is tried that fails for reasons that may pass.
+pub const REGISTRY_ATTEMPTS: u32 = 5;
+/// How often a registry is tried that gives no answer at all.
+pub const REGISTRY_CONNECT_ATTEMPTS: u32 = 3;
+/// Pause before the second attempt; each further pause is twice as long.
+pub const REGISTRY_BACKOFF: Duration = Duration::from_millis(500);
+/// Longest pause between two attempts, also when the registry asks for a longer one.
+pub const REGISTRY_BACKOFF_MAX: Duration = Duration::from_secs(30);
+/// One image must be here within this.
+pub const REGISTRY_PULL_TIMEOUT: Duration = Duration::from_secs(2 * 3600);
+/// Redirects that one request to a registry may lead through.
+pub const REGISTRY_REDIRECTS_MAX: usize = 5;
+/// A token that states no life is taken to live this long, as registries say it does.
+pub const REGISTRY_TOKEN_TTL: Duration = Duration::from_secs(60);
+/// Tokens of registries that are kept at once.
+pub const REGISTRY_TOKENS_MAX: usize = 1024;
+/// Progress of a pull is told this often at most.
+pub const REGISTRY_PROGRESS_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Largest control API request body, in bytes.
 pub const API_BODY_BYTES_MAX: usize = 1 << 20;
@@ -100,6 +155,8 @@ pub const LAUNCH_TIMEOUT: Duration = Duration::from_secs(60);
 pub const BOOT_TIMEOUT: Duration = Duration::from_secs(180);
 /// A suspend must be on disk within this.
 pub const SUSPEND_TIMEOUT: Duration = Duration::from_secs(300);
+/// A MicroVM whose app has ended is still there this long, as on AWS; its endpoint answers 502 meanwhile.
+pub const APP_EXIT_GRACE: Duration = Duration::from_secs(15);
 /// An orderly power-off gets this long before the VMM is killed.
 pub const POWEROFF_TIMEOUT: Duration = Duration::from_secs(10);
 /// Launches, suspends and resumes that one host carries out at once; the others wait in line.
@@ -135,10 +192,41 @@ pub const AGENT_BODY_BYTES_MAX: usize = 2 << 20;
 /// Bytes of the app's output that the agent keeps for the host to fetch.
 pub const AGENT_LOG_BYTES: usize = 1 << 20;
 
+/// Largest file of extra CA certificates that builds trust, in bytes.
+pub const EXTRA_CA_BYTES_MAX: usize = 1 << 20;
+/// Largest secret of a build, in bytes, as in Docker.
+pub const BUILD_SECRET_BYTES_MAX: usize = 500 << 10;
+/// The build cache keeps layers that nothing lies over up to this part of its file system.
+pub const CACHE_DISK_SHARE: u64 = 5;
+/// The build cache is looked over this often, besides after each build.
+pub const CACHE_SWEEP_INTERVAL: Duration = Duration::from_secs(3600);
+/// `dormouse system prune` spares layers that a build has used within this, unless it is told otherwise.
+pub const CACHE_PRUNE_AGE: Duration = Duration::from_secs(7 * 24 * 3600);
+/// Longest that one request for a build's log waits for more of it.
+pub const LOG_WAIT_MAX: Duration = Duration::from_secs(20);
+/// Most of a build's log in one answer, in bytes.
+pub const LOG_CHUNK_BYTES_MAX: usize = 256 << 10;
+
 /// Image builds that run at once; the others wait in line.
 pub const BUILDS_AT_ONCE: usize = 2;
-/// Image builds that may wait in line.
-pub const BUILD_QUEUE: usize = 64;
+/// Most image builds that one host may be told to run at once.
+pub const BUILDS_AT_ONCE_MAX: usize = 64;
+/// Image builds of all accounts that may wait in line.
+pub const BUILD_QUEUE: usize = 4096;
+/// Size of the disk of a stage that begins with nothing, in bytes.
+pub const BUILD_EMPTY_DISK_BYTES: u64 = 8 << 30;
+/// Size of a disk of cache mounts as builds see it, in bytes.
+pub const BUILD_CACHE_DISK_BYTES: u64 = 32 << 30;
+/// A disk of cache mounts that takes more than this is emptied before its next build, in bytes.
+pub const BUILD_CACHE_BYTES_MAX: u64 = 16 << 30;
+/// Disks of cache mounts of one account: so many of its builds can have one at a time.
+pub const BUILD_CACHE_DISKS_MAX: usize = 16;
+/// Largest file that ADD fetches, in bytes.
+pub const BUILD_FETCH_BYTES_MAX: u64 = 4 << 30;
+/// Redirects that ADD follows for one file.
+pub const BUILD_FETCH_REDIRECTS_MAX: usize = 10;
+/// A server that ADD fetches from must make progress within this.
+pub const BUILD_FETCH_IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 /// Memory of the VM that runs Dockerfile steps, in MiB; what it does not touch costs nothing.
 pub const BUILD_VM_MEMORY_MIB: u32 = 4096;
 /// A build step that fails while the host has less than this free failed because of it, in bytes.
@@ -153,10 +241,33 @@ pub const SETTLE: Duration = Duration::from_secs(2);
 pub const SETTLE_QUIET: Duration = Duration::from_secs(3);
 /// ... and at the latest after this.
 pub const SETTLE_MAX: Duration = Duration::from_secs(60);
-/// Time limit of a ready hook that states none, in seconds.
+/// Time limit of a ready hook that states none, in seconds. AWS's own papers say 30, measurements 60: the
+/// longer one fails no build that the other lets pass.
 pub const READY_TIMEOUT_DEFAULT_S: u64 = 60;
-/// Pause between two polls of a ready hook.
-pub const READY_POLL: Duration = Duration::from_millis(500);
+/// Time limit of a validate hook that states none, in seconds. AWS's own papers say 30, measurements 1: the
+/// longer one fails no build that the other lets pass.
+pub const VALIDATE_TIMEOUT_DEFAULT_S: u64 = 30;
+/// Time limit of a run, resume, suspend or terminate hook that states none, in seconds.
+pub const LIFECYCLE_HOOK_TIMEOUT_DEFAULT_S: u64 = 1;
+/// Pause between two polls of a ready or validate hook.
+pub const HOOK_POLL: Duration = Duration::from_millis(500);
+/// Bytes of a hook's answer that are taken; its status alone counts.
+pub const HOOK_BODY_BYTES_MAX: usize = 64 << 10;
+/// The body of a hook's answer is waited for no longer than this.
+pub const HOOK_BODY_TIMEOUT: Duration = Duration::from_millis(500);
+/// Most ranges of memory in the file of a working set.
+pub const WORKING_SET_RANGES_MAX: usize = 1 << 20;
+/// Most bytes of memory that one launch reads ahead.
+pub const PREFETCH_BYTES_MAX: u64 = 4 << 30;
+
+/// Network connectors of one account.
+pub const CONNECTORS_MAX: usize = 100;
+/// Versions of one network connector; older ones can be deleted.
+pub const CONNECTOR_VERSIONS_MAX: usize = 50;
+/// Subnets that a host's configuration may name for network connectors.
+pub const SUBNETS_MAX: usize = 64;
+/// Ranges of one such subnet.
+pub const SUBNET_RANGES_MAX: usize = 64;
 
 /// Network slots that are kept made ahead of need.
 pub const SLOTS_WARM: usize = 4;
@@ -196,6 +307,38 @@ pub const S3_METADATA_BYTES_MAX: usize = 2 << 10;
 pub const S3_CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// A multipart upload that is neither completed nor aborted is forgotten after this.
 pub const S3_UPLOAD_TTL: Duration = Duration::from_secs(7 * 24 * 3600);
+
+/// Images that one account may have, unless configured otherwise. AWS: 100.
+pub const ACCOUNT_IMAGES: usize = 1000;
+/// Versions that one image may have, unless configured otherwise. AWS: 50.
+pub const IMAGE_VERSIONS: usize = 500;
+/// Most versions that an image may be allowed: they are read at once.
+pub const IMAGE_VERSIONS_MAX: usize = STORE_PAGE_ROWS_MAX;
+/// Builds of one account that may wait or run, unless configured otherwise. AWS: 5 or 10.
+pub const ACCOUNT_BUILDS: usize = 64;
+/// Baseline memory of one account's MicroVMs that run or sleep, in MiB, unless configured otherwise.
+/// AWS: 400 GB, in some regions 1024 GB, of new accounts 4 GB.
+pub const ACCOUNT_MEMORY_MIB: u64 = 8 << 20;
+/// Calls of each operation that one account may make in a second, unless configured otherwise. AWS: Run 5,
+/// Resume 5, Suspend 2, Terminate 10, Get 100, CreateMicrovmAuthToken 50, CreateMicrovmShellAuthToken 5.
+pub const CALLS_PER_SECOND: u32 = 1000;
+/// Calls of each operation that one account may make at once after a silence, unless configured otherwise.
+pub const CALLS_BURST: u32 = 2000;
+/// Tags of one resource, as on AWS.
+pub const TAGS_MAX: usize = 50;
+/// Times that the files of something deleted are tried to be removed before the deletion counts as failed.
+pub const DELETE_ATTEMPTS: u32 = 5;
+/// Pause between two such tries.
+pub const DELETE_RETRY: Duration = Duration::from_secs(1);
+/// How often files that MicroVMs still use are looked at again, once their version is deleted.
+pub const DELETE_LOOK_AGAIN: Duration = Duration::from_secs(5);
+/// Times that a request is decided again because another writer was faster.
+pub const WRITE_ATTEMPTS: usize = 10;
+
+/// Access keys that one data directory may have.
+pub const ACCESS_KEYS_MAX: usize = 10_000;
+/// How often the folder of access keys is looked at.
+pub const ACCESS_KEYS_CHECK: Duration = Duration::from_millis(500);
 
 /// Items on one page of a list when the caller names no number, and the most it may name.
 pub const PAGE_ITEMS_MAX: u32 = 50;

@@ -11,7 +11,7 @@
 //!     │                      │               ResumeFailed                │
 //!     ▼                      ▼                                           ▼
 //!     └──────────────▶ Terminating ◀─────────────────────────────────────┘
-//!  any state: TerminateRequested, LifetimeDue, InstanceExited, LaunchFailed, SuspendedDue
+//!  any state: TerminateRequested, LifetimeDue, InstanceExited, LaunchFailed, HookFailed, SuspendedDue
 //!                            │ TornDown
 //!                            ▼
 //!                        Terminated
@@ -21,6 +21,8 @@
 //! first, then carries out the [`Effect`], then feeds the outcome back as the next event. Every effect may
 //! be repeated, so recovery after a crash is [`effect_of`] applied to the stored record.
 
+use crate::egress::Egress;
+use crate::hook::{Hooks, RunHookPayload};
 use crate::{AccountId, BuildId, EndpointId, ImageArn, MicrovmId, Timestamp};
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
@@ -58,8 +60,17 @@ pub struct Record {
     pub ingress_connectors: Vec<String>,
     /// Egress connector ARNs, as echoed.
     pub egress_connectors: Vec<String>,
+    /// What those let through.
+    #[serde(default)]
+    pub egress: Egress,
     /// Role ARN, as echoed.
     pub execution_role: Option<String>,
+    /// The image's hooks.
+    #[serde(default)]
+    pub hooks: Hooks,
+    /// What the run hook is given; forgotten once the MicroVM is no longer pending.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub run_hook_payload: Option<RunHookPayload>,
 }
 
 /// When to suspend an idle MicroVM and how long to keep it asleep.
@@ -148,6 +159,8 @@ pub enum Event {
     Resumed,
     /// What was kept could not be restored, for this reason; it is still kept.
     ResumeFailed(String),
+    /// The app's run, suspend or resume hook did not answer 200, for this reason.
+    HookFailed(String),
     /// Somebody called TerminateMicrovm.
     TerminateRequested,
     /// The maximum duration is over.
@@ -209,6 +222,14 @@ pub fn reason_app_exited(code: i32) -> String {
     format!("Container Stopped with Exit Code: {code}")
 }
 
+/// Whether the app of a terminating MicroVM is told so: by a caller's wish or for its age, not when the app
+/// ended by itself or a hook of its failed.
+#[must_use]
+pub fn is_told_of_its_end(record: &Record) -> bool {
+    let reason = record.state_reason.as_deref();
+    record.state == State::Terminating && matches!(reason, Some(REASON_SUCCESS | REASON_LIFETIME))
+}
+
 /// Decides what `event` does to `record`. Total: each pair of state and event has its arm.
 pub fn step(record: &Record, event: Event, now: Timestamp) -> Result<Step, Denied> {
     use State::{Pending, Resuming, Running, Suspended, Suspending, Terminated, Terminating};
@@ -238,6 +259,9 @@ pub fn step(record: &Record, event: Event, now: Timestamp) -> Result<Step, Denie
         (Suspended, Event::SuspendedDue) => Ok(terminate(record, REASON_SUSPENDED)),
         (Pending, Event::LaunchFailed(reason)) => Ok(terminate(record, &reason)),
         (Resuming, Event::ResumeFailed(reason)) => Ok(to(record, Suspended, Some(reason), None)),
+        (Pending | Suspending | Resuming, Event::HookFailed(reason)) => {
+            Ok(terminate(record, &reason))
+        }
         (Pending | Running | Suspending | Resuming, Event::InstanceExited(reason)) => {
             Ok(terminate(record, &reason))
         }
@@ -276,6 +300,7 @@ pub fn step(record: &Record, event: Event, now: Timestamp) -> Result<Step, Denie
             | Event::SuspendFailed(_)
             | Event::Resumed
             | Event::ResumeFailed(_)
+            | Event::HookFailed(_)
             | Event::LifetimeDue
             | Event::SuspendedDue
             | Event::InstanceExited(_)
@@ -326,11 +351,14 @@ pub fn next_deadline(record: &Record, last_activity: Timestamp) -> Option<(Times
 }
 
 fn to(record: &Record, state: State, reason: Option<String>, effect: Option<Effect>) -> Step {
-    let record = Record {
+    let mut record = Record {
         state,
         state_reason: reason,
         ..record.clone()
     };
+    if state != State::Pending {
+        record.run_hook_payload = None;
+    }
     Step { record, effect }
 }
 
@@ -378,7 +406,11 @@ mod tests {
             idle_policy,
             ingress_connectors: Vec::new(),
             egress_connectors: Vec::new(),
+            egress: Egress::default(),
             execution_role: None,
+            hooks: Hooks::default(),
+            run_hook_payload: (state == State::Pending)
+                .then(|| RunHookPayload::new("payload".to_owned())),
         }
     }
 
@@ -403,6 +435,7 @@ mod tests {
             Event::Wake,
             Event::Resumed,
             Event::ResumeFailed(why()),
+            Event::HookFailed(why()),
             Event::TerminateRequested,
             Event::LifetimeDue,
             Event::SuspendedDue,
@@ -469,6 +502,24 @@ mod tests {
     }
 
     #[test]
+    fn the_app_is_told_of_an_end_that_it_did_not_bring_about() {
+        let running = record(State::Running, None);
+        for (event, told) in [
+            (Event::TerminateRequested, true),
+            (Event::LifetimeDue, true),
+            (Event::InstanceExited(reason_app_exited(0)), false),
+        ] {
+            let next = step(&running, event, Timestamp(5)).expect("allowed");
+            assert_eq!(is_told_of_its_end(&next.record), told);
+        }
+        let suspending = record(State::Suspending, None);
+        let event = Event::HookFailed("Suspend lifecycle hook timed out.".to_owned());
+        let next = step(&suspending, event, Timestamp(5)).expect("allowed");
+        assert!(!is_told_of_its_end(&next.record));
+        assert!(!is_told_of_its_end(&running));
+    }
+
+    #[test]
     fn the_earliest_deadline_wins() {
         let running = record(State::Running, policy(60, true));
         let early = next_deadline(&running, Timestamp(10_000));
@@ -489,7 +540,7 @@ mod tests {
     proptest! {
         /// Whatever happens in whatever order: an end is final, and an effect comes only with its state.
         #[test]
-        fn any_history_keeps_the_invariants(picks in prop::collection::vec(0usize..15, 0..64)) {
+        fn any_history_keeps_the_invariants(picks in prop::collection::vec(0usize..16, 0..64)) {
             let mut now = record(State::Pending, policy(60, true));
             for (at, pick) in picks.into_iter().enumerate() {
                 let event = all_events().swap_remove(pick);
@@ -503,6 +554,10 @@ mod tests {
                 if let Some(effect) = next.effect {
                     prop_assert_eq!(effect_of(next.record.state), Some(effect));
                 }
+                prop_assert_eq!(
+                    next.record.run_hook_payload.is_some(),
+                    next.record.state == State::Pending
+                );
                 prop_assert_eq!(
                     next.record.terminated_at.is_some(),
                     next.record.state == State::Terminated

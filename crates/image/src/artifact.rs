@@ -7,7 +7,8 @@
 mod entry;
 
 use dormouse_core::limits;
-use entry::{Kind, checked_link_target, checked_path};
+pub(crate) use entry::checked_link_target;
+use entry::{Kind, checked_path};
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 use std::cell::Cell;

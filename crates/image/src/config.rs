@@ -21,6 +21,37 @@ pub struct ImageConfig {
     pub exposed: Vec<String>,
     /// Labels.
     pub labels: BTreeMap<String, String>,
+    /// What a command in shell form is an argument of; empty for `/bin/sh -c`.
+    pub shell: Vec<String>,
+    /// Instructions for a build that begins from this image, as text.
+    pub onbuild: Vec<String>,
+    /// Folders that the image declares as volumes. A MicroVM keeps its whole file system, so they are
+    /// recorded and change nothing.
+    pub volumes: Vec<String>,
+    /// The signal that asks the app to stop, as written; recorded only.
+    pub stop_signal: Option<String>,
+    /// How the app's health could be checked; recorded only.
+    pub healthcheck: Option<Healthcheck>,
+    /// Who maintains the image, as MAINTAINER has it; recorded only.
+    pub author: Option<String>,
+}
+
+/// A HEALTHCHECK. Times are in nanoseconds; none for Docker's default.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Healthcheck {
+    /// `NONE`; or `CMD` and the words of a command; or `CMD-SHELL` and a shell command.
+    pub test: Vec<String>,
+    /// Time between two checks.
+    pub interval_ns: Option<u64>,
+    /// Time limit of one check.
+    pub timeout_ns: Option<u64>,
+    /// Time after the start in which failures do not count.
+    pub start_period_ns: Option<u64>,
+    /// Time between two checks in the start period.
+    pub start_interval_ns: Option<u64>,
+    /// Failures in a row that make the app unhealthy.
+    pub retries: Option<u32>,
 }
 
 impl ImageConfig {

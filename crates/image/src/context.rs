@@ -8,14 +8,16 @@ mod archive;
 mod ignore;
 mod listing;
 
-use crate::dockerfile::CopyStep;
-use crate::glob::{Dialect, Fuel, Glob, OutOfFuel};
+use crate::dockerfile::{CopySource, CopyStep};
 use archive::Archive;
+use dormouse_core::glob::{Dialect, Fuel, Glob, OutOfFuel};
 use dormouse_core::guest::CopySpec;
 use dormouse_core::limits;
 use ignore::Ignore;
-use listing::{Listing, Node};
+use listing::Listing;
+pub(crate) use listing::Node;
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
@@ -39,6 +41,20 @@ pub struct CopyOutput {
     pub digest: String,
     /// Length of the tar, in bytes.
     pub bytes: u64,
+    /// How many entries the tar has.
+    pub entries: usize,
+    /// Paths in the context of files that look like archives, which the tar leaves out: the guest
+    /// unpacks them. The digest covers them.
+    pub archives: Vec<String>,
+}
+
+/// A part of the context that a command sees while it runs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TreeOutput {
+    /// SHA-256 over its files, in hex.
+    pub digest: String,
+    /// The name of the one file that it is; none for a folder, whose contents it holds.
+    pub file: Option<String>,
 }
 
 /// Why the context or a copy step cannot be used.
@@ -75,15 +91,6 @@ pub enum ContextError {
     NeedsFolder {
         /// The destination.
         dest: String,
-    },
-    /// ADD names an archive, which Docker would unpack.
-    #[error(
-        "ADD does not unpack archives such as `{path}` here: COPY it and RUN tar, or unpack it \
-         before making the code artifact"
-    )]
-    Archive {
-        /// Path in the context.
-        path: String,
     },
     /// `.dockerignore` cannot be used.
     #[error("line {line} of .dockerignore {problem}")]
@@ -144,9 +151,10 @@ impl From<OutOfFuel> for ContextError {
 }
 
 /// Something to copy: the path inside the tar, and where it is in the context.
+#[derive(Debug)]
 struct Item<'a> {
-    name: &'a str,
-    path: &'a str,
+    name: String,
+    path: String,
     node: &'a Node,
 }
 
@@ -170,6 +178,17 @@ impl Context {
             root: folder,
             listing,
         })
+    }
+
+    /// Everything that is not ignored, by its path, parents first.
+    pub(crate) fn entries(&self) -> impl Iterator<Item = (&str, &Node)> {
+        let below = self.listing.below("");
+        below.map(|(_, path, node)| (path, node))
+    }
+
+    /// Whether there is something of this path that is not ignored.
+    pub(crate) fn has(&self, path: &str) -> bool {
+        self.listing.has(path)
     }
 
     /// The Dockerfile's bytes, whether or not it is ignored. What passes the limit on a Dockerfile's
@@ -197,58 +216,108 @@ impl Context {
         Ok(bytes)
     }
 
-    /// Writes the tar of a copy step to `out`, the same bytes each time.
+    /// Writes the tar of a copy step to `out`, the same bytes each time. URLs are not for it.
     ///
     /// # Errors
     /// See [`ContextError`]; [`ContextError::Send`] when `out` fails.
     pub fn copy_tar(&self, copy: &CopyStep, out: impl Write) -> Result<CopyOutput, ContextError> {
-        let sources = self.sources(copy)?;
-        let is_folder = copy.dest.ends_with('/');
-        let as_file = match sources.as_slice() {
-            [(_, _, Node::File { .. })] => !is_folder,
-            [_] => false,
-            _ if is_folder => false,
-            _ => {
-                return Err(ContextError::NeedsFolder {
-                    dest: copy.dest.clone(),
-                });
-            }
-        };
-        let dest = match copy.dest.trim_end_matches('/') {
-            "" => "/",
-            dest => dest,
-        };
-        let spec = CopySpec {
-            dest: dest.to_owned(),
-            as_file,
-            owner: copy.owner.clone(),
-        };
+        let fuel = Fuel::new(limits::GLOB_STEPS_MAX);
+        let items = self.items(copy, &fuel)?;
+        let texts = copy.sources.iter().filter_map(|source| match source {
+            CopySource::Text { name, content } => Some((name, content)),
+            CopySource::Path(_) | CopySource::Url { .. } => None,
+        });
+        let texts: Vec<_> = texts.collect();
+        let as_file = self.is_one_file(copy, &items, texts.len())?;
+        let spec = copy_spec(copy, as_file);
         let mut archive = Archive::new(out, &spec, copy.chmod);
-        for (name, path, node) in &sources {
-            match node {
-                Node::Folder { .. } => {
-                    for (name, path, node) in self.listing.below(path) {
-                        self.append(&mut archive, &Item { name, path, node })?;
-                    }
-                }
-                Node::File { .. } => {
-                    if copy.is_add && is_archive(&self.open_file(path)?, path)? {
-                        return Err(ContextError::Archive { path: path.clone() });
-                    }
-                    self.append(&mut archive, &Item { name, path, node })?;
-                }
-                Node::Link { .. } => {
-                    return Err(ContextError::Missing {
-                        pattern: path.clone(),
-                    });
-                }
+        let mut archives = Vec::new();
+        let excludes = Ignore::of_patterns(&copy.excludes)?;
+        let mut folders = BTreeSet::new();
+        for item in &items {
+            if copy.unpack_files && self.is_archive(item)? {
+                let Node::File { bytes, .. } = item.node else {
+                    continue;
+                };
+                archive.digest_only(&item.path, *bytes, self.open_file(&item.path)?)?;
+                archives.push(item.path.clone());
+                continue;
             }
+            if copy.parents {
+                self.parents(&mut archive, item, &mut folders)?;
+            }
+            self.append_source(&mut archive, item, copy.parents, &|name| {
+                Ok(excludes.ignores(name, &fuel)?)
+            })?;
         }
+        for (name, content) in texts {
+            archive.text(name, content)?;
+        }
+        let entries = archive.entries() - archives.len();
         let (digest, bytes) = archive.finish()?;
         Ok(CopyOutput {
             spec,
             digest,
             bytes,
+            entries,
+            archives,
+        })
+    }
+
+    /// Writes the tar of one file of the context, an archive that proved to be none.
+    ///
+    /// # Errors
+    /// See [`ContextError`].
+    pub fn file_tar(
+        &self,
+        copy: &CopyStep,
+        path: &str,
+        out: impl Write,
+    ) -> Result<CopySpec, ContextError> {
+        let missing = || ContextError::Missing {
+            pattern: path.to_owned(),
+        };
+        let (path, node) = self.listing.resolve(path).ok_or_else(missing)?;
+        let name = path.rsplit('/').next().unwrap_or_default().to_owned();
+        let spec = copy_spec(copy, !copy.dest.ends_with('/'));
+        let mut archive = Archive::new(out, &spec, copy.chmod);
+        self.append(&mut archive, &name, &path, node)?;
+        archive.finish()?;
+        Ok(spec)
+    }
+
+    /// Opens a file of the context for reading, without following links.
+    ///
+    /// # Errors
+    /// [`ContextError::Read`]
+    pub fn open_file(&self, path: &str) -> Result<File, ContextError> {
+        open_beneath(&self.root, path).map_err(|error| read_error(path, error))
+    }
+
+    /// Writes the tar of a file or of a folder's contents to `out`: what a command sees of the context.
+    ///
+    /// # Errors
+    /// See [`ContextError`].
+    pub fn tree_tar(&self, path: &str, out: impl Write) -> Result<TreeOutput, ContextError> {
+        let missing = || ContextError::Missing {
+            pattern: path.to_owned(),
+        };
+        let clean = relative(path).ok_or_else(|| ContextError::Outside {
+            pattern: path.to_owned(),
+        })?;
+        let item = self.item(&clean).ok_or_else(missing)?;
+        let spec = CopySpec {
+            dest: "/".to_owned(),
+            as_file: false,
+            owner: String::new(),
+        };
+        let mut archive = Archive::new(out, &spec, None);
+        self.append_source(&mut archive, &item, false, &|_| Ok(false))?;
+        let (digest, _) = archive.finish()?;
+        let is_file = matches!(item.node, Node::File { .. });
+        Ok(TreeOutput {
+            digest,
+            file: is_file.then_some(item.name),
         })
     }
 
@@ -260,60 +329,191 @@ impl Context {
         self.copy_tar(copy, std::io::sink())
     }
 
-    fn append<W: Write>(
+    /// Whether one file is copied to a path that is no folder by its spelling.
+    fn is_one_file(
+        &self,
+        copy: &CopyStep,
+        items: &[Item<'_>],
+        texts: usize,
+    ) -> Result<bool, ContextError> {
+        let is_folder = copy.dest.ends_with('/') || copy.parents;
+        match (items, texts) {
+            ([item], 0) => Ok(!is_folder && matches!(item.node, Node::File { .. })),
+            ([], 1) => Ok(!is_folder),
+            _ if is_folder => Ok(false),
+            ([], 0) => Ok(false),
+            _ => Err(ContextError::NeedsFolder {
+                dest: copy.dest.clone(),
+            }),
+        }
+    }
+
+    /// Appends a source: a file, or what a folder holds. With `whole` the folder itself too.
+    fn append_source<W: Write>(
         &self,
         archive: &mut Archive<W>,
         item: &Item<'_>,
+        whole: bool,
+        excluded: &dyn Fn(&str) -> Result<bool, ContextError>,
     ) -> Result<(), ContextError> {
-        match item.node {
-            Node::Folder { mode } => archive.folder(item.name, *mode),
-            Node::Link { target } => archive.link(item.name, target),
+        let Node::Folder { .. } = item.node else {
+            if excluded(&item.name)? {
+                return Ok(());
+            }
+            return self.append(archive, &item.name, &item.path, item.node);
+        };
+        if whole && !item.name.is_empty() {
+            if excluded(&item.name)? {
+                return Ok(());
+            }
+            self.append(archive, &item.name, &item.path, item.node)?;
+        }
+        for (name, path, node) in self.listing.below(&item.path) {
+            let name = match whole && !item.name.is_empty() {
+                true => format!("{}/{name}", item.name),
+                false => name.to_owned(),
+            };
+            if !excluded(&name)? {
+                self.append(archive, &name, path, node)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Appends the folders that lead to an item, as `--parents` wants it.
+    fn parents<W: Write>(
+        &self,
+        archive: &mut Archive<W>,
+        item: &Item<'_>,
+        made: &mut BTreeSet<String>,
+    ) -> Result<(), ContextError> {
+        const MODE: u32 = 0o755;
+        for (slash, _) in item.name.match_indices('/') {
+            let folder = &item.name[..slash];
+            if made.insert(folder.to_owned()) {
+                let below = item.name.len() - slash;
+                let path = item
+                    .path
+                    .len()
+                    .checked_sub(below)
+                    .map(|end| &item.path[..end]);
+                let mode = match path.and_then(|path| self.listing.resolve(path)) {
+                    Some((_, Node::Folder { mode })) => *mode,
+                    _ => MODE,
+                };
+                archive.folder(folder, mode)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn append<W: Write>(
+        &self,
+        archive: &mut Archive<W>,
+        name: &str,
+        path: &str,
+        node: &Node,
+    ) -> Result<(), ContextError> {
+        match node {
+            Node::Folder { mode } => archive.folder(name, *mode),
+            Node::Link { target } => archive.link(name, target),
             Node::File { mode, bytes } => {
-                let file = self.open_file(item.path)?;
-                archive.file(item.name, item.path, *mode, *bytes, file)
+                let file = self.open_file(path)?;
+                archive.file(name, path, *mode, *bytes, file)
             }
         }
     }
 
-    /// What a copy step's sources name: the name to copy to, the path, and what is there.
-    fn sources(&self, copy: &CopyStep) -> Result<Vec<(String, String, &Node)>, ContextError> {
-        let fuel = Fuel::new(limits::GLOB_STEPS_MAX);
+    /// What a copy step's paths name.
+    fn items(&self, copy: &CopyStep, fuel: &Fuel) -> Result<Vec<Item<'_>>, ContextError> {
         let mut found = Vec::new();
-        for pattern in &copy.sources {
-            let clean = relative(pattern).ok_or_else(|| ContextError::Outside {
-                pattern: pattern.clone(),
-            })?;
-            let glob =
-                Glob::new(&clean, Dialect::Copy).map_err(|problem| ContextError::Pattern {
-                    pattern: pattern.clone(),
-                    problem,
-                })?;
-            let before = found.len();
-            if let Some(path) = glob.literal() {
-                found.extend(self.source(&path));
-            } else {
-                for path in self.listing.paths() {
-                    if glob.matches(path, &fuel)? {
-                        let source = self.source(path);
-                        found.push(source.ok_or_else(|| self.missing(path, path))?);
-                    }
-                }
+        for source in &copy.sources {
+            if let CopySource::Path(pattern) = source {
+                self.find(pattern, copy.parents, fuel, &mut found)?;
             }
             if found.len() > limits::ARTIFACT_ENTRIES_MAX {
                 return Err(ContextError::CopiesTooMuch);
-            }
-            if found.len() == before {
-                return Err(self.missing(pattern, &clean));
             }
         }
         Ok(found)
     }
 
+    fn find<'a>(
+        &'a self,
+        pattern: &str,
+        parents: bool,
+        fuel: &Fuel,
+        found: &mut Vec<Item<'a>>,
+    ) -> Result<(), ContextError> {
+        let outside = || ContextError::Outside {
+            pattern: pattern.to_owned(),
+        };
+        let clean = relative(pattern).ok_or_else(outside)?;
+        // `a/./b/c` keeps `b` with --parents, and drops `a`.
+        let pivot = match pattern.split_once("/./").filter(|_| parents) {
+            Some((before, _)) => relative(before).ok_or_else(outside)?,
+            None => String::new(),
+        };
+        let dialect = if parents {
+            Dialect::Ignore
+        } else {
+            Dialect::Copy
+        };
+        let glob = Glob::new(&clean, dialect).map_err(|problem| ContextError::Pattern {
+            pattern: pattern.to_owned(),
+            problem,
+        })?;
+        let before = found.len();
+        let mut add = |path: &str| {
+            let Some(mut item) = self.item(path) else {
+                return false;
+            };
+            if parents {
+                let rest = path.strip_prefix(pivot.as_str()).unwrap_or(path);
+                item.name = rest.trim_start_matches('/').to_owned();
+            }
+            found.push(item);
+            true
+        };
+        if let Some(path) = glob.literal() {
+            add(&path);
+        } else {
+            for path in self.listing.paths() {
+                if glob.matches(path, fuel)? && !add(path) {
+                    return Err(self.missing(path, path));
+                }
+            }
+        }
+        if found.len() == before {
+            return Err(self.missing(pattern, &clean));
+        }
+        Ok(())
+    }
+
     /// A source by its path. A link that is itself a source is followed, as Docker does.
-    fn source(&self, path: &str) -> Option<(String, String, &Node)> {
+    fn item(&self, path: &str) -> Option<Item<'_>> {
         let (real, node) = self.listing.resolve(path)?;
-        let name = path.rsplit('/').next().unwrap_or(path);
-        Some((name.to_owned(), real, node))
+        let name = path.rsplit('/').next().unwrap_or(path).to_owned();
+        Some(Item {
+            name,
+            path: real,
+            node,
+        })
+    }
+
+    /// Whether an item is what ADD would unpack: a tar, or a compressed file.
+    fn is_archive(&self, item: &Item<'_>) -> Result<bool, ContextError> {
+        const COMPRESSED: [&[u8]; 4] = [b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd"];
+        if !matches!(item.node, Node::File { .. }) {
+            return Ok(false);
+        }
+        let mut start = Vec::new();
+        self.open_file(&item.path)?
+            .take(512)
+            .read_to_end(&mut start)
+            .map_err(|error| read_error(&item.path, error))?;
+        let is_tar = start.get(257..262) == Some(b"ustar");
+        Ok(is_tar || COMPRESSED.iter().any(|magic| start.starts_with(magic)))
     }
 
     fn missing(&self, pattern: &str, path: &str) -> ContextError {
@@ -322,10 +522,6 @@ impl Context {
             Ok(_) if !self.listing.has(path) => ContextError::Ignored { pattern },
             _ => ContextError::Missing { pattern },
         }
-    }
-
-    fn open_file(&self, path: &str) -> Result<File, ContextError> {
-        open_beneath(&self.root, path).map_err(|error| read_error(path, error))
     }
 }
 
@@ -359,15 +555,16 @@ fn relative(source: &str) -> Option<String> {
     Some(parts.join("/"))
 }
 
-/// Whether Docker's ADD would unpack this file: a tar, or a compressed file.
-fn is_archive(file: &File, path: &str) -> Result<bool, ContextError> {
-    const COMPRESSED: [&[u8]; 4] = [b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd"];
-    let mut start = Vec::new();
-    file.take(512)
-        .read_to_end(&mut start)
-        .map_err(|error| read_error(path, error))?;
-    let is_tar = start.get(257..262) == Some(b"ustar");
-    Ok(is_tar || COMPRESSED.iter().any(|magic| start.starts_with(magic)))
+fn copy_spec(copy: &CopyStep, as_file: bool) -> CopySpec {
+    let dest = match copy.dest.trim_end_matches('/') {
+        "" => "/",
+        dest => dest,
+    };
+    CopySpec {
+        dest: dest.to_owned(),
+        as_file,
+        owner: copy.owner.clone(),
+    }
 }
 
 #[cfg(test)]

@@ -1,12 +1,23 @@
 //! Dockerfile to build plan.
 //!
-//! The grammar is the `parse-dockerfile` crate's; what the instructions mean is here: variable
-//! expansion, ARG scopes, inheritance from the base image, and a clear refusal, with its line, of what
-//! Dormouse does not do. A plan names no file of the build context: `context` resolves those.
+//! ```text
+//! text ──lexer──▶ lines ──instruction──▶ instructions ──planner──▶ stages ──stage──▶ steps
+//! ```
+//! The grammar is BuildKit's: directives, continued lines, here-documents in every place. What the
+//! instructions mean is here too: variable expansion, ARG scopes, stages, inheritance from the base
+//! image, and a clear refusal, with its line, of what Dormouse does not do. A plan names no file of the
+//! build context: `context` resolves those.
 
+mod copy;
 mod expand;
+mod flags;
+mod healthcheck;
+mod instruction;
+mod lexer;
+mod mount;
 mod planner;
-mod source;
+mod run;
+mod stage;
 
 use crate::config::ImageConfig;
 use dormouse_core::limits;
@@ -27,15 +38,40 @@ pub(crate) const PROXY_ARGS: [&str; 10] = [
     "all_proxy",
 ];
 
+/// What to do instead of `ADD` with a repository.
+const GIT_ADVICE: &str = "clone it before making the code artifact, or RUN git clone";
+
 /// A Dockerfile, understood.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Plan {
-    /// Reference of the base image, with its variables expanded.
-    pub from: String,
-    /// What to do, in order. FROM and ARG are no steps: their effect is in the other steps.
-    pub steps: Vec<Step>,
+    /// The last stage, which is the result, and those before it that it needs. None needs a later one.
+    pub stages: Vec<Stage>,
     /// The finished image's configuration; its command is never empty.
     pub config: ImageConfig,
+}
+
+/// One stage: FROM and what follows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stage {
+    /// Its name, or `stage-N` with its number in the Dockerfile.
+    pub name: String,
+    /// Line of its FROM.
+    pub line: usize,
+    /// What its disk is at first.
+    pub base: Base,
+    /// What to do, in order. FROM and ARG are no steps: their effect is in the other steps.
+    pub steps: Vec<Step>,
+}
+
+/// What a stage begins from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Base {
+    /// An empty disk.
+    Scratch,
+    /// An earlier stage of the plan.
+    Stage(usize),
+    /// An image, by its reference.
+    Image(String),
 }
 
 /// One instruction.
@@ -47,8 +83,6 @@ pub struct Step {
     pub text: String,
     /// What it does.
     pub kind: StepKind,
-    /// The configuration in force after it.
-    pub config: ImageConfig,
 }
 
 /// What a step does.
@@ -56,7 +90,7 @@ pub struct Step {
 pub enum StepKind {
     /// Runs a command.
     Run(RunStep),
-    /// Copies files from the build context.
+    /// Copies files.
     Copy(CopyStep),
     /// Makes a folder, and its parents, when it is missing.
     Workdir {
@@ -67,6 +101,17 @@ pub enum StepKind {
     },
     /// Changes the configuration only; the disk stays as it is.
     Config,
+}
+
+/// Where files come from.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Source {
+    /// The build context.
+    Context,
+    /// An earlier stage of the plan.
+    Stage(usize),
+    /// An image, by its reference.
+    Image(String),
 }
 
 /// A command to run.
@@ -80,21 +125,120 @@ pub struct RunStep {
     pub cwd: String,
     /// The user; empty for root.
     pub user: String,
+    /// What it sees besides the image's own files.
+    pub mounts: Vec<RunMount>,
+    /// Whether it has no network.
+    pub offline: bool,
 }
 
-/// Files to copy from the build context.
+/// One mount of a command.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RunMount {
+    /// Absolute path inside the image; empty for a secret that is a variable only.
+    pub target: String,
+    /// What is there.
+    pub kind: MountKind,
+}
+
+/// What a mount shows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum MountKind {
+    /// A file or folder from elsewhere.
+    Bind {
+        /// From where.
+        from: Source,
+        /// Absolute path there.
+        path: String,
+        /// Whether it may be written to; what is written is lost.
+        writable: bool,
+    },
+    /// A folder that outlives the build.
+    Cache {
+        /// Builds of one account share it by this.
+        id: String,
+        /// Whether it may not be written to.
+        read_only: bool,
+        /// How the folder is made.
+        owner: FileOwner,
+    },
+    /// An empty folder in memory.
+    Tmpfs {
+        /// Its size; none for the kernel's choice.
+        bytes: Option<u64>,
+    },
+    /// A secret of the build.
+    Secret {
+        /// Its name among the build's secrets.
+        id: String,
+        /// Whether the build fails when there is none.
+        required: bool,
+        /// The variable that holds it.
+        env: Option<String>,
+        /// How its file is made.
+        owner: FileOwner,
+    },
+    /// A script that the Dockerfile holds.
+    Script {
+        /// What it says.
+        content: String,
+    },
+}
+
+/// Mode and owner of a file or folder that is made for a mount.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FileOwner {
+    /// Permission bits.
+    pub mode: u32,
+    /// User number.
+    pub uid: u32,
+    /// Group number.
+    pub gid: u32,
+}
+
+/// Files to copy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CopyStep {
-    /// Paths in the context, as Go's `filepath.Match` patterns; never empty.
-    pub sources: Vec<String>,
+    /// Where paths are looked for.
+    pub from: Source,
+    /// What is copied; never empty.
+    pub sources: Vec<CopySource>,
     /// Absolute path inside the image. It ends in `/` when it is a folder by its spelling.
     pub dest: String,
-    /// `--chown`; empty for root.
+    /// `--chown`; empty for root, or for the owner that it has where it comes from.
     pub owner: String,
     /// `--chmod`: permission bits for all that is copied.
     pub chmod: Option<u32>,
-    /// Whether it was written ADD, which may not name an archive.
-    pub is_add: bool,
+    /// SHA-256 that the one URL must have, in hex.
+    pub checksum: Option<String>,
+    /// Whether the folders that lead to a source are made at the destination too.
+    pub parents: bool,
+    /// Patterns of what is left out.
+    pub excludes: Vec<String>,
+    /// Whether files that are archives are unpacked.
+    pub unpack_files: bool,
+    /// Whether what a URL brings is unpacked.
+    pub unpack_urls: bool,
+}
+
+/// One thing to copy.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CopySource {
+    /// A path, as a pattern of Go's `filepath.Match`.
+    Path(String),
+    /// A file that the Dockerfile holds.
+    Text {
+        /// Its name in a folder.
+        name: String,
+        /// What it says.
+        content: String,
+    },
+    /// A file to fetch, by `http://` or `https://`.
+    Url {
+        /// Where from.
+        url: String,
+        /// Its name in a folder; may be empty.
+        name: String,
+    },
 }
 
 /// Why a Dockerfile cannot be built.
@@ -151,25 +295,89 @@ pub enum DockerfileError {
     NoCommand,
 }
 
-/// Understands a Dockerfile. `base` gives the configuration of the image that FROM names.
+/// An image that a Dockerfile needs.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct BaseReference {
+    /// The reference as written, with its variables expanded.
+    pub reference: String,
+    /// The line that first names it.
+    pub line: usize,
+}
+
+/// The images that a Dockerfile needs, each once, in the order in which it names them.
+///
+/// # Errors
+/// The first thing in the Dockerfile that is wrong or not supported, as far as it can be told without
+/// knowing the images.
+pub fn references(
+    dockerfile: &[u8],
+    build_args: &BTreeMap<String, String>,
+) -> Result<Vec<BaseReference>, DockerfileError> {
+    Ok(planner::Planner::new(text(dockerfile)?, build_args)?.references())
+}
+
+/// Understands a Dockerfile. `image` gives the configuration of an image that a FROM names.
 ///
 /// # Errors
 /// The first thing in the Dockerfile that is wrong or not supported.
 pub fn plan<E>(
     dockerfile: &[u8],
     build_args: &BTreeMap<String, String>,
-    base: impl FnOnce(&str) -> Result<ImageConfig, E>,
+    image: impl FnMut(&str) -> Result<ImageConfig, E>,
 ) -> Result<Plan, DockerfileError>
 where
     E: std::error::Error + Send + Sync + 'static,
 {
+    planner::Planner::new(text(dockerfile)?, build_args)?.plan(image)
+}
+
+fn text(dockerfile: &[u8]) -> Result<lexer::Text, DockerfileError> {
     let max = limits::DOCKERFILE_BYTES_MAX;
     if dockerfile.len() as u64 > max {
         return Err(DockerfileError::TooLarge { max });
     }
     let text = std::str::from_utf8(dockerfile).map_err(|_| DockerfileError::NotText)?;
-    let source = source::Source::parse(text)?;
-    planner::Planner::new(&source, build_args).plan(base)
+    lexer::Text::parse(text)
+}
+
+/// A refusal of something that is wrong.
+fn invalid(line: usize, problem: impl Into<String>) -> DockerfileError {
+    DockerfileError::Invalid {
+        line,
+        problem: problem.into(),
+    }
+}
+
+/// A refusal of something that is right elsewhere.
+fn unsupported(line: usize, what: impl Into<String>, advice: &'static str) -> DockerfileError {
+    DockerfileError::Unsupported {
+        line,
+        what: what.into(),
+        advice,
+    }
+}
+
+/// Arguments that say what is built on what; both are this host.
+fn platform_args() -> BTreeMap<String, String> {
+    let arch = match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    };
+    let of = |prefix: &str| {
+        [
+            (format!("{prefix}PLATFORM"), format!("linux/{arch}")),
+            (format!("{prefix}OS"), "linux".to_owned()),
+            (format!("{prefix}ARCH"), arch.to_owned()),
+            (format!("{prefix}VARIANT"), String::new()),
+        ]
+    };
+    let stage = ("TARGETSTAGE".to_owned(), "default".to_owned());
+    of("BUILD")
+        .into_iter()
+        .chain(of("TARGET"))
+        .chain([stage])
+        .collect()
 }
 
 #[cfg(test)]

@@ -4,22 +4,32 @@
 //! zip ──artifact──▶ folder ──dockerfile──▶ Plan (steps) ──┐
 //!                     │                                   ├─ context: tar and digest of each COPY
 //!                     └─────────context (.dockerignore)───┘          │
-//! rootfs tar ──local──▶ base disk (ext4) and its digest ──layer──▶ cache key of each step
+//! registry ──oci──▶ layers ──rootfs──▶ local: base disk (ext4) and its digest ──layer──▶ cache key of each step
 //! ```
 //!
-//! Everything is blocking: async callers use `spawn_blocking`. Every byte that comes in is a
+//! Everything but `oci` and `bases` is blocking: async callers use `spawn_blocking`. Every byte that comes in is a
 //! customer's, so each module states what it bounds.
 
 pub mod artifact;
+pub mod bases;
 pub mod config;
 pub mod context;
+pub mod digest;
 pub mod dockerfile;
-mod glob;
 pub mod layer;
 pub mod local;
+pub mod oci;
+pub mod pack;
+pub mod rootfs;
 
 pub use artifact::{ArtifactError, unpack};
-pub use config::ImageConfig;
+pub use bases::{Aliases, BaseImageError, BaseImages};
+pub use config::{Healthcheck, ImageConfig};
 pub use context::{Context, ContextError, CopyOutput};
-pub use dockerfile::{CopyStep, DockerfileError, Plan, RunStep, Step, StepKind, plan};
-pub use local::{LocalImage, LocalImageError, LocalImages};
+pub use dockerfile::{
+    Base, BaseReference, CopySource, CopyStep, DockerfileError, FileOwner, MountKind, Plan,
+    RunMount, RunStep, Source, Stage, Step, StepKind, plan, references,
+};
+pub use local::{LocalImage, LocalImageError, LocalImages, Origin, StoredDisk};
+pub use pack::{PackError, Packed, pack};
+pub use rootfs::RootfsError;

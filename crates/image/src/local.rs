@@ -1,23 +1,32 @@
-//! The local image store: base images that were made on this host.
+//! The store of base images: those made on this host and those pulled from registries.
 //!
 //! ```text
 //! DIR/references/localhost+debian:12.json   what a reference names, replaced atomically
-//! DIR/disks/DIGEST.raw                      its disk: written once, then read-only forever
+//! DIR/pulled/HEX.json                       the same for what came from a registry; HEX is the reference's digest
+//! DIR/disks/HEX.raw                         the disk of this digest: written once, then read-only forever
+//! DIR/pulling/UUID/                         layers that are being fetched; stale when nobody has its lock
 //! DIR/importing/                            work in progress; whatever is here without the lock is stale
 //! DIR/lock                                  held by the one import that runs
 //! ```
 //! A disk is kept when its reference moves on, because snapshots and cached layers may lie over it.
 
+mod disk;
+mod record;
 mod reference;
-mod rootfs;
+mod scratch;
+
+pub(crate) use disk::NewImage;
+pub(crate) use scratch::Scratch;
 
 use crate::config::ImageConfig;
+use crate::rootfs::{LayerSource, RootfsError};
 use aws_lc_rs::digest;
+use record::Record;
 use reference::Reference;
 use rustix::fs::FlockOperation;
-use serde::{Deserialize, Serialize};
 use std::fs::{self, File};
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -34,12 +43,40 @@ pub struct LocalImage {
     pub reference: String,
     /// Raw, sparse ext4 disk. Never written once it is here.
     pub disk: PathBuf,
-    /// `sha256:` and a hex digest over the tar and the disk's size: equal digests, equal content.
+    /// `sha256:` and a hex digest: equal digests, equal content. Of a pulled image that of its manifest; of an
+    /// imported one that of its configuration, or that of its tar and the disk's size.
     pub digest: String,
     /// How its process starts.
     pub config: ImageConfig,
-    /// When it was imported, in milliseconds since the Unix epoch.
+    /// When it was imported or pulled, in milliseconds since the Unix epoch.
     pub created_ms: i64,
+    /// Where it is from.
+    pub origin: Origin,
+}
+
+/// Where an image is from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Origin {
+    /// It was imported on this host.
+    Imported,
+    /// It was pulled from a registry.
+    Pulled {
+        /// The digest that the registry had for the reference: the manifest's, or that of the index above it.
+        resolved: String,
+    },
+}
+
+/// A disk of the store, whether a reference names it or not.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoredDisk {
+    /// The disk.
+    pub path: PathBuf,
+    /// `sha256:` and a hex digest, as in [`LocalImage::digest`].
+    pub digest: String,
+    /// Bytes that it takes on the host.
+    pub allocated: u64,
+    /// Whether a reference names it now. Cached layers and snapshots may lie over it all the same.
+    pub referenced: bool,
 }
 
 /// Why the store cannot answer.
@@ -68,28 +105,9 @@ pub enum LocalImageError {
         #[source]
         source: serde_json::Error,
     },
-    /// A root file system's tar has an entry that cannot be unpacked safely.
-    #[error("the root file system's entry `{entry}` leads out of it")]
-    Escape {
-        /// The entry.
-        entry: String,
-    },
-    /// A root file system is larger than its disk, or has too many files.
-    #[error("the root file system holds more than {bytes} bytes or {entries} files")]
-    TooLarge {
-        /// The disk's size.
-        bytes: u64,
-        /// The limit on files.
-        entries: usize,
-    },
-    /// `mke2fs` could not make the disk.
-    #[error("mke2fs failed ({status}): {message}")]
-    MakeFileSystem {
-        /// Its exit status.
-        status: std::process::ExitStatus,
-        /// The end of what it said.
-        message: String,
-    },
+    /// The layers make no root file system.
+    #[error(transparent)]
+    Rootfs(#[from] RootfsError),
     /// The host failed.
     #[error("cannot {action} `{}`", path.display())]
     Io {
@@ -103,14 +121,6 @@ pub enum LocalImageError {
     },
 }
 
-/// What is written of an image.
-#[derive(Debug, Serialize, Deserialize)]
-struct Record {
-    digest: String,
-    created_ms: i64,
-    config: ImageConfig,
-}
-
 impl LocalImages {
     /// Opens the store in `dir`, making what is missing of it.
     ///
@@ -120,41 +130,131 @@ impl LocalImages {
         let store = Self {
             root: dir.to_owned(),
         };
-        for folder in [store.references(), store.disks(), store.importing()] {
+        for folder in [store.references(), store.pulled(), store.disks()] {
             fs::create_dir_all(&folder).map_err(io_error("make the folder", &folder))?;
+        }
+        for folder in [store.importing(), store.pulling()] {
+            // Files of strangers lie here with their owners and set-user-ID bits.
+            let made = fs::DirBuilder::new()
+                .recursive(true)
+                .mode(0o700)
+                .create(&folder);
+            made.map_err(io_error("make the folder", &folder))?;
         }
         Ok(store)
     }
 
-    /// Finds an image. A reference without a tag means `latest`.
+    /// Finds an image that was imported. A reference without a tag means `latest`.
     ///
     /// # Errors
     /// [`LocalImageError::Unknown`] when there is none, [`LocalImageError::Reference`] when the
     /// reference is none, else the store is damaged.
     pub fn resolve(&self, reference: &str) -> Result<LocalImage, LocalImageError> {
-        self.read(&Reference::parse(reference)?)
+        let reference = Reference::parse(reference)?;
+        let record = self.references().join(reference.file_name());
+        self.read(&reference.to_string(), &record)
     }
 
-    /// Every image, by reference.
+    /// Finds an image that was pulled, by its canonical reference, as in `docker.io/library/debian:12`.
+    ///
+    /// # Errors
+    /// [`LocalImageError::Unknown`] when there is none, else the store is damaged.
+    pub fn find_pulled(&self, canonical: &str) -> Result<LocalImage, LocalImageError> {
+        self.read(canonical, &self.pulled_record(canonical))
+    }
+
+    /// Every image, by reference: those that were imported, then those that were pulled.
     ///
     /// # Errors
     /// The store is damaged or unreadable.
     pub fn list(&self) -> Result<Vec<LocalImage>, LocalImageError> {
-        let folder = self.references();
         let mut images = Vec::new();
-        for entry in fs::read_dir(&folder).map_err(io_error("list the folder", &folder))? {
-            let name = entry
-                .map_err(io_error("list the folder", &folder))?
-                .file_name();
-            if let Some(reference) = name.to_str().and_then(Reference::from_file_name) {
-                images.push(self.read(&reference)?);
+        for name in file_names(&self.references())? {
+            if let Some(reference) = Reference::from_file_name(&name) {
+                let record = self.references().join(name);
+                images.push(self.read(&reference.to_string(), &record)?);
             }
         }
         images.sort_by(|a, b| a.reference.cmp(&b.reference));
+        let mut pulled = Vec::new();
+        for name in file_names(&self.pulled())? {
+            let path = self.pulled().join(name);
+            let Some(reference) = record::read(&path)?.and_then(|record| record.reference) else {
+                continue;
+            };
+            pulled.push(self.read(&reference, &path)?);
+        }
+        pulled.sort_by(|a, b| a.reference.cmp(&b.reference));
+        images.extend(pulled);
         Ok(images)
     }
 
-    /// Makes an image from the tar of a root file system; the reference is moved when it exists.
+    /// Every disk, by digest.
+    ///
+    /// # Errors
+    /// The store is damaged or unreadable.
+    pub fn list_disks(&self) -> Result<Vec<StoredDisk>, LocalImageError> {
+        let images = self.list()?;
+        let mut disks = Vec::new();
+        for name in file_names(&self.disks())? {
+            let path = self.disks().join(&name);
+            let Some(hex) = name.strip_suffix(DISK_EXTENSION) else {
+                continue;
+            };
+            let metadata = fs::metadata(&path).map_err(io_error("look at", &path))?;
+            disks.push(StoredDisk {
+                digest: format!("sha256:{hex}"),
+                allocated: metadata.blocks() * 512,
+                referenced: images.iter().any(|image| image.disk == path),
+                path,
+            });
+        }
+        disks.sort_by(|a, b| a.digest.cmp(&b.digest));
+        Ok(disks)
+    }
+
+    /// Takes a reference away, imported or pulled; its disk stays until [`Self::remove_disk`].
+    ///
+    /// # Errors
+    /// [`LocalImageError::Unknown`] when there is none, or the host cannot delete it.
+    pub fn forget(&self, image: &LocalImage) -> Result<(), LocalImageError> {
+        let _lock = self.lock()?;
+        let record = match image.origin {
+            Origin::Imported => self
+                .references()
+                .join(Reference::parse(&image.reference)?.file_name()),
+            Origin::Pulled { .. } => self.pulled_record(&image.reference),
+        };
+        match fs::remove_file(&record) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                Err(LocalImageError::Unknown {
+                    reference: image.reference.clone(),
+                })
+            }
+            removed => removed.map_err(io_error("delete", &record)),
+        }
+    }
+
+    /// Deletes a disk that no reference names. Whether anything lies over it is for the caller to know.
+    /// Answers whether it was deleted: a reference may have come to name it.
+    ///
+    /// # Errors
+    /// The store is damaged, or the host cannot delete it.
+    pub fn remove_disk(&self, digest: &str) -> Result<bool, LocalImageError> {
+        // An import that finds the disk in place writes its record under this lock.
+        let _lock = self.lock()?;
+        let path = self.disk(digest);
+        if self.list()?.iter().any(|image| image.disk == path) {
+            return Ok(false);
+        }
+        match fs::remove_file(&path) {
+            Ok(()) => Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(io_error("delete", &path)(error)),
+        }
+    }
+
+    /// Makes an image from the tar of a root file system, packed or not; the reference is moved when it exists.
     /// Needs root, because files keep their owners. One import runs at a time; others wait.
     ///
     /// # Errors
@@ -166,95 +266,135 @@ impl LocalImages {
         config: ImageConfig,
         disk_bytes: u64,
     ) -> Result<LocalImage, LocalImageError> {
-        let reference = Reference::parse(reference)?;
         let digest = content_digest(tar, disk_bytes).map_err(io_error("read", tar))?;
-        let _lock = self.lock().map_err(io_error("lock", &self.root))?;
-        let disk = self.disk(&digest);
-        let exists = disk.try_exists().map_err(io_error("look for", &disk))?;
-        if !exists {
-            self.make_disk(tar, disk_bytes, &digest, &disk)?;
-        }
-        let record = Record {
+        let layer = LayerSource {
+            path: tar.to_owned(),
+            start: 0,
+            len: u64::MAX,
+        };
+        let image = NewImage {
             digest,
-            created_ms: now_ms(),
+            layers: vec![layer],
+            diff_ids: None,
             config,
+            disk_bytes,
         };
-        self.write(&reference, &record)?;
-        tracing::info!(reference = %reference, digest = record.digest, "local image imported");
-        self.read(&reference)
+        self.add_imported(reference, image)
     }
 
-    fn make_disk(
+    /// Makes an image and lets an imported reference name it.
+    pub(crate) fn add_imported(
         &self,
-        tar: &Path,
-        disk_bytes: u64,
-        digest: &str,
-        disk: &Path,
-    ) -> Result<(), LocalImageError> {
-        let folder = self.importing();
-        fs::remove_dir_all(&folder).map_err(io_error("clear", &folder))?;
-        let files = folder.join("rootfs");
-        fs::create_dir_all(&files).map_err(io_error("make the folder", &files))?;
-        let draft = folder.join("disk");
-        let made = rootfs::extract(tar, &files, disk_bytes)
-            .and_then(|()| rootfs::make_ext4(&files, &draft, disk_bytes, digest))
-            .and_then(|()| persist(&draft, disk).map_err(io_error("put in place", disk)));
-        // What remains is removed by the next import, so a failure here is none of this one.
-        for result in [fs::remove_dir_all(&files), fs::remove_file(&draft)] {
-            match result {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                    tracing::warn!(folder = %folder.display(), %error, "cannot remove an import's files");
-                }
-                _ => {}
-            }
-        }
-        made
+        reference: &str,
+        image: NewImage,
+    ) -> Result<LocalImage, LocalImageError> {
+        let reference = Reference::parse(reference)?;
+        let path = self.references().join(reference.file_name());
+        let record = Record::new(&image, None, None);
+        self.add(&image, &[(path.clone(), record)])?;
+        tracing::info!(reference = %reference, digest = image.digest, "local image imported");
+        self.read(&reference.to_string(), &path)
     }
 
-    fn read(&self, reference: &Reference) -> Result<LocalImage, LocalImageError> {
-        let unknown = || LocalImageError::Unknown {
-            reference: reference.to_string(),
+    /// Makes an image and lets references name it that a registry `resolved` to a digest.
+    pub(crate) fn add_pulled(
+        &self,
+        references: &[String],
+        resolved: &str,
+        image: NewImage,
+    ) -> Result<(), LocalImageError> {
+        let records: Vec<_> = references
+            .iter()
+            .map(|reference| {
+                let record = Record::new(&image, Some(reference), Some(resolved));
+                (self.pulled_record(reference), record)
+            })
+            .collect();
+        self.add(&image, &records)?;
+        tracing::info!(
+            reference = references.first(),
+            digest = image.digest,
+            "image pulled"
+        );
+        Ok(())
+    }
+
+    /// Lets a further pulled reference name an image that is here.
+    pub(crate) fn name_pulled(
+        &self,
+        reference: &str,
+        resolved: &str,
+        image: &LocalImage,
+    ) -> Result<(), LocalImageError> {
+        let _lock = self.lock()?;
+        let record = Record {
+            reference: Some(reference.to_owned()),
+            resolved: Some(resolved.to_owned()),
+            digest: image.digest.clone(),
+            created_ms: now_ms(),
+            config: image.config.clone(),
         };
-        let path = self.references().join(reference.file_name());
-        let text = match fs::read(&path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(unknown()),
-            other => other.map_err(io_error("read", &path))?,
-        };
-        let record: Record = serde_json::from_slice(&text)
-            .map_err(|source| LocalImageError::Damaged { path, source })?;
+        fs::metadata(&image.disk).map_err(io_error("find the disk", &image.disk))?;
+        self.write(&self.pulled_record(reference), &record)
+    }
+
+    /// Makes the disk when it is not there, and then lets the records name it.
+    fn add(&self, image: &NewImage, records: &[(PathBuf, Record)]) -> Result<(), LocalImageError> {
+        let _lock = self.lock()?;
+        let disk = self.disk(&image.digest);
+        if !disk.try_exists().map_err(io_error("look for", &disk))? {
+            disk::make(image, &self.importing(), &disk)?;
+        }
+        for (path, record) in records {
+            self.write(path, record)?;
+        }
+        Ok(())
+    }
+
+    fn read(&self, reference: &str, path: &Path) -> Result<LocalImage, LocalImageError> {
+        let record = record::read(path)?.ok_or_else(|| LocalImageError::Unknown {
+            reference: reference.to_owned(),
+        })?;
         let disk = self.disk(&record.digest);
         fs::metadata(&disk).map_err(io_error("find the disk", &disk))?;
         Ok(LocalImage {
-            reference: reference.to_string(),
+            reference: reference.to_owned(),
             disk,
             digest: record.digest,
             config: record.config,
             created_ms: record.created_ms,
+            origin: match record.resolved {
+                Some(resolved) => Origin::Pulled { resolved },
+                None => Origin::Imported,
+            },
         })
     }
 
-    fn write(&self, reference: &Reference, record: &Record) -> Result<(), LocalImageError> {
-        let path = self.references().join(reference.file_name());
-        let draft = self.importing().join("record");
-        let text =
-            serde_json::to_vec_pretty(record).map_err(|source| LocalImageError::Damaged {
-                path: path.clone(),
-                source,
-            })?;
-        File::create(&draft)
-            .and_then(|mut file| file.write_all(&text))
-            .and_then(|()| persist(&draft, &path))
-            .map_err(io_error("write", &path))
+    fn write(&self, path: &Path, record: &Record) -> Result<(), LocalImageError> {
+        record::write(path, &self.importing().join("record"), record)
     }
 
-    fn lock(&self) -> io::Result<File> {
-        let file = File::create(self.root.join("lock"))?;
-        rustix::fs::flock(&file, FlockOperation::LockExclusive)?;
-        Ok(file)
+    fn lock(&self) -> Result<File, LocalImageError> {
+        let path = self.root.join("lock");
+        let lock = || {
+            let file = File::create(&path)?;
+            rustix::fs::flock(&file, FlockOperation::LockExclusive)?;
+            Ok(file)
+        };
+        lock().map_err(io_error("lock", &path))
     }
 
     fn references(&self) -> PathBuf {
         self.root.join("references")
+    }
+
+    fn pulled(&self) -> PathBuf {
+        self.root.join("pulled")
+    }
+
+    fn pulled_record(&self, canonical: &str) -> PathBuf {
+        let hex = crate::digest::Digest::of(canonical.as_bytes()).hex();
+        self.pulled().join(format!("{hex}.json"))
     }
 
     fn disks(&self) -> PathBuf {
@@ -265,20 +405,29 @@ impl LocalImages {
         self.root.join("importing")
     }
 
+    /// Where layers are fetched to.
+    pub(crate) fn pulling(&self) -> PathBuf {
+        self.root.join("pulling")
+    }
+
     /// Where the disk of this digest is. A record that was tampered with names no path but this.
     fn disk(&self, digest: &str) -> PathBuf {
         let hex = digest.trim_start_matches("sha256:");
         let hex: String = hex.chars().filter(char::is_ascii_alphanumeric).collect();
-        self.disks().join(format!("{hex}.raw"))
+        self.disks().join(format!("{hex}{DISK_EXTENSION}"))
     }
 }
 
-/// Moves a finished file to its name so that a crash leaves either nothing or all of it.
-fn persist(draft: &Path, path: &Path) -> io::Result<()> {
-    File::open(draft)?.sync_all()?;
-    fs::rename(draft, path)?;
-    let folder = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
-    File::open(folder)?.sync_all()
+const DISK_EXTENSION: &str = ".raw";
+
+fn file_names(folder: &Path) -> Result<Vec<String>, LocalImageError> {
+    let failed = io_error("list the folder", folder);
+    let mut names = Vec::new();
+    for entry in fs::read_dir(folder).map_err(&failed)? {
+        let name = entry.map_err(&failed)?.file_name();
+        names.extend(name.into_string().ok());
+    }
+    Ok(names)
 }
 
 /// Digest of a tar and of the size of the disk that it becomes.

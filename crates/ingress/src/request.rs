@@ -10,7 +10,7 @@ use http::{HeaderMap, HeaderValue, Method, Version, header};
 
 use crate::headers::{PROXY_AUTH, PROXY_FORCE_H2, PROXY_PORT};
 use crate::refusal::Refusal;
-use crate::token::{Claims, TokenError, TokenKeys};
+use crate::token::{Claims, TokenError, TokenKeys, TokenKind};
 use crate::upstream::Protocol;
 
 /// The port of a request that names none.
@@ -57,6 +57,10 @@ impl Gate<'_> {
         let endpoint = self.endpoint(&host).ok_or(Refusal::AuthFailed)?;
         if claims.endpoint != endpoint {
             return Err(Refusal::AuthFailed);
+        }
+        if claims.kind == TokenKind::Shell {
+            // It opens no port of the app, and AWS answers a plain request with it like this.
+            return Err(Refusal::Unreachable);
         }
         let port = port(&request.headers)?;
         if !claims.allow(port) {
@@ -182,7 +186,7 @@ fn normal(host: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{PortRange, TokenKind};
+    use crate::PortRange;
     use http::Request;
 
     const NOW_S: u64 = 1_900_000_000;
@@ -310,6 +314,23 @@ mod tests {
         for (headers, refusal) in cases {
             assert_eq!(bench.admit(headers), Err(refusal), "{headers:?}");
         }
+    }
+
+    #[test]
+    fn a_shells_token_opens_no_port() {
+        let bench = Bench::new();
+        let token = bench.keys.mint(&Claims {
+            endpoint: EndpointId::parse(OURS).expect("endpoint"),
+            ports: Vec::new(),
+            expires_s: NOW_S + 60,
+            kind: TokenKind::Shell,
+        });
+        let (ours, others) = (host(OURS), host(OTHERS));
+        let refused = bench.admit(&[("host", &ours), (PROXY_AUTH, &token)]);
+        assert_eq!(refused, Err(Refusal::Unreachable));
+        assert_eq!(Refusal::Unreachable.status(), 502);
+        let refused = bench.admit(&[("host", &others), (PROXY_AUTH, &token)]);
+        assert_eq!(refused, Err(Refusal::AuthFailed));
     }
 
     #[test]

@@ -55,6 +55,8 @@ impl Claims {
 pub enum TokenKind {
     /// Requests to the app.
     Http,
+    /// A shell in the MicroVM.
+    Shell,
 }
 
 /// Ports from `first` to `last`, both included.

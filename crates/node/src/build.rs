@@ -2,27 +2,37 @@
 //!
 //! ```text
 //! artifact.zip ─▶ context ─▶ plan ─▶ steps in a build VM, each disk cached ─▶ fresh boot ─▶ app ready
-//!                                                                           ─▶ frozen ─▶ snapshot
+//!                                                                ─▶ frozen ─▶ snapshot ─▶ validated
 //! ```
 //! The host only reads the archive and moves disks about: whatever runs customer code runs in a VM.
 
+mod app_log;
+mod bases;
+mod copying;
+mod disks;
 mod error;
+mod fetch;
 mod golden;
 mod hook;
-mod layers;
 mod log;
+mod stages;
 mod steps;
+mod trust;
+mod validate;
+mod vm;
 
 pub use error::BuildError;
+pub use fetch::FetchError;
 pub use log::BuildLog;
+pub use trust::ExtraCas;
 
 use crate::disk;
 use crate::layout::BuildDir;
 use crate::lifecycle::Host;
-use dormouse_core::image::{ReadyHook, SnapshotSizes};
-use dormouse_core::{BuildId, limits};
-use dormouse_image::{Context, LocalImages, Plan, dockerfile};
-use layers::Layers;
+use dormouse_core::hook::Hooks;
+use dormouse_core::image::SnapshotSizes;
+use dormouse_core::{AccountId, BuildId, limits};
+use dormouse_image::{BaseImages, Context, Plan, dockerfile};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -34,14 +44,34 @@ use std::time::Instant;
 pub struct BuildJob {
     /// The build's name and its folder's.
     pub id: BuildId,
+    /// The account that the image belongs to: it shares its layer cache with no other.
+    pub account: AccountId,
     /// The zip, already fetched.
     pub artifact: PathBuf,
     /// Baseline memory of the image in MiB; the guest sees its peak.
     pub memory_mib: u32,
     /// Variables that the app starts with, over the image's own.
     pub environment: BTreeMap<String, String>,
-    /// How to ask the app whether it is ready.
-    pub ready: Option<ReadyHook>,
+    /// The image's hooks.
+    pub hooks: Hooks,
+    /// Whether the app keeps every capability.
+    pub all_capabilities: bool,
+    /// Build arguments, as `docker build --build-arg` gives them; proxy variables among them.
+    pub build_args: BTreeMap<String, String>,
+    /// What `RUN --mount=type=secret` may ask for, by its id.
+    pub secrets: BuildSecrets,
+    /// CAs that the build trusts besides the image's own.
+    pub extra_cas: Option<Arc<ExtraCas>>,
+}
+
+/// Secrets of a build, by id. They are in no log, cache key or layer.
+#[derive(Clone, Default)]
+pub struct BuildSecrets(pub BTreeMap<String, Vec<u8>>);
+
+impl std::fmt::Debug for BuildSecrets {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_set().entries(self.0.keys()).finish()
+    }
 }
 
 /// How long the parts of a build took, in milliseconds.
@@ -53,6 +83,8 @@ pub struct BuildTimes {
     pub cold_boot_ms: u64,
     /// Golden snapshot, app freeze included.
     pub snapshot_ms: u64,
+    /// Restore and validate hook; zero without one.
+    pub validate_ms: u64,
     /// All of it.
     pub total_ms: u64,
 }
@@ -60,22 +92,37 @@ pub struct BuildTimes {
 /// Builds one image version. On failure nothing but the log is left of it.
 pub async fn build(
     host: &Host,
-    images: &LocalImages,
+    images: &BaseImages,
     job: &BuildJob,
     log: &BuildLog,
 ) -> Result<SnapshotSizes, BuildError> {
     let dir = host.layout.build(&job.id);
     clear(host, &job.id).await?;
-    let result = match run(host, images, job, &dir, log).await {
+    let mut result = run(host, images, job, &dir, log).await;
+    if let Err(error) = &result
+        && error.is_lost_machine()
+    {
+        // Nothing of the attempt is kept but layers that were whole, so a second one costs little. A kernel
+        // that dies by itself is seen now and then under nested virtualization.
+        log.line("the build's machine was lost: trying once more");
+        tracing::info!(build = %job.id, error = crate::driver::chain(error), "machine of build lost; trying once more");
+        clear(host, &job.id).await?;
+        result = run(host, images, job, &dir, log).await;
+    }
+    let result = match result {
         Err(error) if error.may_be_full_disk() && is_disk_full(&dir).await => {
             Err(BuildError::DiskFull)
         }
         result => result,
     };
+    let dockerfile = match &result {
+        Err(error) if error.line().is_some() => read_dockerfile(&dir).await,
+        _ => None,
+    };
     clear(host, &job.id).await?;
     if let Err(error) = &result {
-        log.failed(error);
-        for file in [dir.manifest(), dir.memory(), dir.state(), dir.disk()] {
+        log.failed(error, dockerfile.as_deref());
+        for file in dir.golden_files() {
             remove(&file).await?;
         }
     }
@@ -85,7 +132,12 @@ pub async fn build(
 /// Ends the machines of a build that is over or was given up, and deletes its scratch space.
 pub async fn clear(host: &Host, id: &BuildId) -> Result<(), BuildError> {
     let dir = host.layout.build(id);
-    for run_dir in [steps::run_dir(&dir), golden::run_dir(&dir)] {
+    let run_dirs = [
+        steps::run_dir(&dir),
+        golden::run_dir(&dir),
+        validate::run_dir(&dir),
+    ];
+    for run_dir in run_dirs {
         host.vmm.reap(&run_dir).await?;
     }
     remove(&dir.scratch()).await
@@ -93,28 +145,36 @@ pub async fn clear(host: &Host, id: &BuildId) -> Result<(), BuildError> {
 
 async fn run(
     host: &Host,
-    images: &LocalImages,
+    images: &BaseImages,
     job: &BuildJob,
     dir: &BuildDir,
     log: &BuildLog,
 ) -> Result<SnapshotSizes, BuildError> {
     let began = Instant::now();
     let mut times = BuildTimes::default();
-    let context_dir = dir.scratch().join("context");
+    let context_dir = context_dir(dir);
     create_dirs(&context_dir).await?;
-    let prepared = prepare(images.clone(), job.artifact.clone(), context_dir).await?;
-    log.line(&format!(
-        "FROM {} ({})",
-        prepared.plan.from, prepared.base_digest
-    ));
+    let prepared = prepare(images, job, context_dir, log).await?;
+    for (reference, base) in &prepared.bases {
+        log.line(&format!("FROM {reference} ({})", base.digest));
+    }
 
-    let layers = Layers::open(&host.layout.layers());
-    let built = steps::run(host, &layers, dir, &prepared, log).await?;
+    // Held until the golden disk lies over them.
+    let layers = host.layers.for_build(&job.account);
+    let build = stages::Build {
+        host,
+        layers: &layers,
+        dir,
+        job,
+        prepared: &prepared,
+        log,
+    };
+    let built = stages::run(build).await?;
     times.steps_ms = ms_since(began);
 
     let sizes = golden::make(host, job, dir, &prepared.plan, &built, log, &mut times).await?;
     times.total_ms = ms_since(began);
-    log.line(&format!("DONE in {:.1} s", began.elapsed().as_secs_f64()));
+    log.finished();
     let text = serde_json::to_vec(&times).expect("numbers serialize");
     crate::snapshot::write_whole(&dir.times(), &text)
         .await
@@ -122,41 +182,57 @@ async fn run(
     Ok(sizes)
 }
 
+fn context_dir(dir: &BuildDir) -> PathBuf {
+    dir.scratch().join("context")
+}
+
+/// The Dockerfile of a build that failed, to quote from. It is hostile still, and may be gone.
+async fn read_dockerfile(dir: &BuildDir) -> Option<Vec<u8>> {
+    let context_dir = context_dir(dir);
+    let read = blocking(move || Ok(Context::open(&context_dir)?.dockerfile()?));
+    read.await.ok()
+}
+
 /// A context that is unpacked and a Dockerfile that is understood.
 #[derive(Debug)]
 struct Prepared {
     context: Arc<Context>,
     plan: Plan,
-    base_disk: PathBuf,
-    base_digest: String,
+    /// The images that the plan names.
+    bases: BTreeMap<String, bases::Base>,
 }
 
 async fn prepare(
-    images: LocalImages,
-    artifact: PathBuf,
+    images: &BaseImages,
+    job: &BuildJob,
     context_dir: PathBuf,
+    log: &BuildLog,
 ) -> Result<Prepared, BuildError> {
-    blocking(move || {
+    let (artifact, args) = (job.artifact.clone(), job.build_args.clone());
+    let (context, dockerfile, references) = blocking(move || {
         dormouse_image::unpack(&artifact, &context_dir)?;
         let context = Context::open(&context_dir)?;
-        let mut base = None;
-        let plan = dockerfile::plan(&context.dockerfile()?, &BTreeMap::new(), |reference| {
-            let image = images.resolve(reference)?;
-            let config = image.config.clone();
-            base = Some(image);
-            Ok::<_, dormouse_image::LocalImageError>(config)
-        })?;
-        let base = base.expect("a plan has asked for its base image");
-        let context = Arc::new(context);
-        Ok(Prepared {
-            context,
-            plan,
-            base_disk: base.disk,
-            base_digest: base.digest,
-        })
+        let dockerfile = context.dockerfile()?;
+        let references = dockerfile::references(&dockerfile, &args)?;
+        Ok((Arc::new(context), dockerfile, references))
     })
-    .await
+    .await?;
+    let bases = bases::resolve(images, references, log).await?;
+    let plan = dockerfile::plan(&dockerfile, &job.build_args, |reference| {
+        let base = bases.get(reference).ok_or(UnknownBase)?;
+        Ok::<_, UnknownBase>(base.config.clone())
+    })?;
+    Ok(Prepared {
+        context,
+        plan,
+        bases,
+    })
 }
+
+/// A plan asks for what `references` did not name; never so.
+#[derive(Debug, thiserror::Error)]
+#[error("the image was not looked for")]
+struct UnknownBase;
 
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, BuildError> + Send + 'static,

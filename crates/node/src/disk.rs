@@ -12,6 +12,7 @@
 //! ```
 
 use crate::vmm::VmmError;
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::ffi::OsStrExt;
@@ -57,17 +58,69 @@ impl Format {
     }
 }
 
+/// How QEMU names the format of a disk image.
+pub(crate) fn format_name(disk: &Path) -> &'static str {
+    match Format::of(disk) {
+        Format::Raw => "raw",
+        Format::Qcow2 => "qcow2",
+    }
+}
+
 /// Makes `overlay`, which must not exist, a disk that reads as `backing` until it is written to. A
 /// `backing` whose name ends in `.qcow2` is one, any other is raw. It must not change from now on.
 ///
 /// # Errors
 /// `backing` is not what its name says, or a file operation failed; then there is no `overlay`.
 pub async fn create_overlay(backing: &Path, overlay: &Path) -> Result<(), VmmError> {
+    create_larger_overlay(backing, overlay, 0).await
+}
+
+/// As [`create_overlay`], for a disk of `bytes` at least: what `backing` does not have reads as zeros.
+///
+/// # Errors
+/// As for [`create_overlay`].
+pub async fn create_larger_overlay(
+    backing: &Path,
+    overlay: &Path,
+    bytes: u64,
+) -> Result<(), VmmError> {
     let (backing, overlay) = (backing.to_owned(), overlay.to_owned());
-    let made = tokio::task::spawn_blocking(move || create_overlay_blocking(&backing, &overlay));
+    let made =
+        tokio::task::spawn_blocking(move || create_overlay_blocking(&backing, &overlay, bytes));
     made.await
         .unwrap_or_else(|_| Err(io::Error::other("the thread ended")))
         .map_err(VmmError::io("create disk overlay"))
+}
+
+/// The disk that a qcow2 `disk` lies over; none for one that lies over nothing.
+///
+/// # Errors
+/// The file cannot be read, or is not a qcow2 whose header makes sense.
+pub fn backing_blocking(disk: &Path) -> io::Result<Option<PathBuf>> {
+    let mut file = File::open(disk)?;
+    let mut head = [0; 20];
+    file.read_exact(&mut head)?;
+    if head[..4] != MAGIC {
+        return Err(invalid("disk is not a qcow2 file"));
+    }
+    let field = |at: usize, len: usize| {
+        let bytes = head[at..at + len].iter();
+        bytes.fold(0u64, |value, byte| value << 8 | u64::from(*byte))
+    };
+    let (offset, length) = (field(8, 8), field(16, 4) as usize);
+    if offset == 0 || length == 0 {
+        return Ok(None);
+    }
+    if length > BACKING_NAME_MAX {
+        return Err(invalid("name of backing disk is too long"));
+    }
+    let mut name = vec![0; length];
+    file.seek(SeekFrom::Start(offset))?;
+    file.read_exact(&mut name)?;
+    let name = Path::new(OsStr::from_bytes(&name));
+    let dir = disk.parent().unwrap_or_else(|| Path::new("/"));
+    // Ours are absolute or `./NEIGHBOUR`; an absolute one replaces the folder.
+    Ok(Some(dir.join(name.strip_prefix("./").unwrap_or(name))))
 }
 
 /// Bytes that unprivileged writers can still store on the file system of `path`.
@@ -75,10 +128,23 @@ pub async fn create_overlay(backing: &Path, overlay: &Path) -> Result<(), VmmErr
 /// # Errors
 /// The path cannot be read.
 pub async fn free_bytes(path: &Path) -> io::Result<u64> {
+    let stat = statvfs(path).await?;
+    Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+}
+
+/// Bytes that the file system of `path` has room for, full or empty.
+///
+/// # Errors
+/// The path cannot be read.
+pub async fn total_bytes(path: &Path) -> io::Result<u64> {
+    let stat = statvfs(path).await?;
+    Ok(stat.f_blocks.saturating_mul(stat.f_frsize))
+}
+
+async fn statvfs(path: &Path) -> io::Result<rustix::fs::StatVfs> {
     let path = path.to_owned();
     let stat = tokio::task::spawn_blocking(move || rustix::fs::statvfs(&path));
-    let stat = stat.await.map_err(io::Error::other)??;
-    Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+    Ok(stat.await.map_err(io::Error::other)??)
 }
 
 /// Bytes that a file takes on its file system: holes take none.
@@ -89,12 +155,12 @@ pub async fn allocated_bytes(path: &Path) -> io::Result<u64> {
     Ok(tokio::fs::metadata(path).await?.blocks() * SECTOR)
 }
 
-fn create_overlay_blocking(backing: &Path, overlay: &Path) -> io::Result<()> {
+fn create_overlay_blocking(backing: &Path, overlay: &Path, bytes: u64) -> io::Result<()> {
     let name = backing_name(backing, overlay)?;
     let head = overlay_head(
         name.as_os_str().as_bytes(),
         Format::of(backing),
-        virtual_size(backing)?,
+        virtual_size(backing)?.max(bytes),
     )?;
     let mut file = File::options()
         .write(true)
@@ -244,6 +310,20 @@ mod tests {
         let name = base.as_os_str().as_bytes();
         let bytes = std::fs::read(&overlay).unwrap();
         assert!(bytes.windows(name.len()).any(|window| window == name));
+    }
+
+    #[tokio::test]
+    async fn a_chain_is_followed_by_name() {
+        let (base_dir, dir) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let base = raw(base_dir.path(), 1 << 20);
+        let (a, b) = (dir.path().join("a.qcow2"), dir.path().join("b.qcow2"));
+        create_overlay(&base, &a).await.unwrap();
+        create_overlay(&a, &b).await.unwrap();
+        assert_eq!(backing_blocking(&b).unwrap(), Some(a.clone()));
+        assert_eq!(backing_blocking(&a).unwrap(), Some(base.clone()));
+        backing_blocking(&base).unwrap_err();
+        std::fs::write(&b, b"").unwrap();
+        backing_blocking(&b).unwrap_err();
     }
 
     #[tokio::test]

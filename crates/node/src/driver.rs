@@ -8,7 +8,8 @@
 use crate::clock;
 use crate::gate::{Gate, Phase};
 use crate::guest::Guest;
-use crate::lifecycle::{Host, Setback};
+use crate::lifecycle::Host;
+use crate::transition::{self, Outcome};
 use crate::vmm::{ExitReason, Instance};
 use dormouse_core::limits;
 use dormouse_core::microvm::{self, Denied, Effect, Event, Record, State};
@@ -74,12 +75,6 @@ impl std::fmt::Debug for Driver {
             .field("record", &self.row.value)
             .finish_non_exhaustive()
     }
-}
-
-/// What an effect came to: the event to take next, and the machine that now runs.
-struct Outcome {
-    event: Event,
-    machine: Option<Arc<dyn Instance>>,
 }
 
 enum Input {
@@ -301,10 +296,10 @@ impl Driver {
         let record = self.row.value.clone();
         self.work = Some(Box::pin(async move {
             match effect {
-                Effect::Launch => launch(&means, &record).await,
-                Effect::Suspend => suspend(&means, &record, machine, &gate).await,
-                Effect::Resume => resume(&means, &record).await,
-                Effect::Teardown => teardown(&means, &record, machine).await,
+                Effect::Launch => transition::launch(&means, &record).await,
+                Effect::Suspend => transition::suspend(&means, &record, machine, &gate).await,
+                Effect::Resume => transition::resume(&means, &record).await,
+                Effect::Teardown => transition::teardown(&means, &record, machine).await,
             }
         }));
     }
@@ -312,95 +307,6 @@ impl Driver {
     fn warn(&self, what: &str, error: &dyn Error) {
         tracing::warn!(microvm = %self.row.value.id, error = chain(error), "{what}");
     }
-}
-
-async fn launch(means: &Means, record: &Record) -> Outcome {
-    let _turn = means.transitions.acquire().await;
-    match means.host.launch(record).await {
-        Ok(machine) => Outcome {
-            event: Event::Launched,
-            machine: Some(machine),
-        },
-        Err(error) => {
-            let reason = failed("launch", record, &error);
-            Outcome {
-                event: Event::LaunchFailed(reason),
-                machine: None,
-            }
-        }
-    }
-}
-
-async fn suspend(
-    means: &Means,
-    record: &Record,
-    machine: Option<Arc<dyn Instance>>,
-    gate: &Gate,
-) -> Outcome {
-    let _turn = means.transitions.acquire().await;
-    match means.host.suspend(record, machine.as_deref(), gate).await {
-        Ok(()) => Outcome {
-            event: Event::Suspended,
-            machine: None,
-        },
-        Err(Setback::Unharmed(error)) => {
-            let reason = failed("suspend", record, &error);
-            Outcome {
-                event: Event::SuspendFailed(reason),
-                machine,
-            }
-        }
-        Err(Setback::Lost(error)) => {
-            let reason = failed("suspend", record, &error);
-            Outcome {
-                event: Event::InstanceExited(reason),
-                machine: None,
-            }
-        }
-    }
-}
-
-async fn resume(means: &Means, record: &Record) -> Outcome {
-    let _turn = means.transitions.acquire().await;
-    match means.host.resume(record).await {
-        Ok(machine) => Outcome {
-            event: Event::Resumed,
-            machine: Some(machine),
-        },
-        Err(Setback::Unharmed(error)) => {
-            let reason = failed("resume", record, &error);
-            Outcome {
-                event: Event::ResumeFailed(reason),
-                machine: None,
-            }
-        }
-        Err(Setback::Lost(error)) => {
-            let reason = failed("resume", record, &error);
-            Outcome {
-                event: Event::InstanceExited(reason),
-                machine: None,
-            }
-        }
-    }
-}
-
-async fn teardown(means: &Means, record: &Record, machine: Option<Arc<dyn Instance>>) -> Outcome {
-    let mut machine = machine;
-    while let Err(error) = means.host.teardown(record, machine.take().as_deref()).await {
-        tracing::error!(microvm = %record.id, error = chain(&error), "teardown failed; trying again");
-        sleep(Duration::from_secs(1)).await;
-    }
-    Outcome {
-        event: Event::TornDown,
-        machine: None,
-    }
-}
-
-/// Logs a failed transition where it is handled and makes its state reason.
-fn failed(what: &str, record: &Record, error: &dyn Error) -> String {
-    let why = chain(error);
-    tracing::error!(microvm = %record.id, error = why, "{what} failed");
-    format!("MicroVM {what} failed: {why}")
 }
 
 /// An error and its causes on one line.
@@ -423,7 +329,11 @@ async fn watch(machine: Arc<dyn Instance>) -> String {
         loop {
             match Guest::new(&*machine).wait_app().await {
                 Ok(status) => match status.exit {
-                    Some(exit) => return microvm::reason_app_exited(exit.code),
+                    Some(exit) => {
+                        // Nothing listens any more, so requests are told at once.
+                        sleep(limits::APP_EXIT_GRACE).await;
+                        return microvm::reason_app_exited(exit.code);
+                    }
                     None => sleep(Duration::from_secs(1)).await,
                 },
                 Err(_) => sleep(Duration::from_secs(1)).await,

@@ -96,6 +96,12 @@ impl Gate {
         });
     }
 
+    /// Whether the MicroVM is over, or about to be.
+    #[must_use]
+    pub fn is_over(&self) -> bool {
+        matches!(self.now.borrow().phase, Phase::Ended)
+    }
+
     /// Breaks every open stream: the machine behind them will not answer any more.
     pub fn cut(&self) {
         self.now.send_if_modified(|now| {

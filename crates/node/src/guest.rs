@@ -6,8 +6,9 @@
 use crate::vmm::{Instance, Stream, VmmError};
 use bytes::Bytes;
 use dormouse_core::guest::{
-    AGENT_PORT, AgentError, AppStatus, COPY_SPEC, CopySpec, Exit, FRAME_HEADER_LEN,
-    FRAME_PAYLOAD_MAX, FrameKind, GENERATION, Hello, LOG_NEXT, ProcessSpec, ThawSpec,
+    AGENT_PORT, AgentError, AppSpec, AppStatus, COPY_SPEC, CopySpec, ExecSpec, Exit,
+    FRAME_HEADER_LEN, FRAME_PAYLOAD_MAX, FrameKind, GENERATION, Hello, LOG_NEXT, ThawSpec,
+    TreeCopySpec, Trusted,
 };
 use dormouse_core::limits;
 use http::{Method, Request, Response, StatusCode};
@@ -15,6 +16,7 @@ use http_body_util::{BodyExt, Full, Limited, StreamBody, combinators::BoxBody};
 use hyper::body::{Body, Frame, Incoming};
 use hyper_util::rt::TokioIo;
 use serde::de::DeserializeOwned;
+use std::net::{Ipv4Addr, SocketAddrV4};
 use std::time::Duration;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::io::ReaderStream;
@@ -99,6 +101,7 @@ impl<'a> Guest<'a> {
                     });
                 }
                 Ok(hello) => return Ok(hello),
+                Err(error @ GuestError::Connect(VmmError::Gone(_))) => return Err(error),
                 Err(error) if Instant::now() >= deadline => return Err(error),
                 Err(_) => sleep(Duration::from_millis(10)).await,
             }
@@ -106,7 +109,7 @@ impl<'a> Guest<'a> {
     }
 
     /// Starts the app.
-    pub async fn start_app(&self, spec: &ProcessSpec) -> Result<AppStatus, GuestError> {
+    pub async fn start_app(&self, spec: &AppSpec) -> Result<AppStatus, GuestError> {
         let request = post("/v1/app/start", json_body(spec));
         self.json("start of app", request, limits::AGENT_REQUEST_TIMEOUT)
             .await
@@ -145,7 +148,7 @@ impl<'a> Guest<'a> {
     /// Runs a process to its end, handing on what it prints.
     pub async fn exec(
         &self,
-        spec: &ProcessSpec,
+        spec: &ExecSpec,
         mut on_output: impl FnMut(Output) + Send,
     ) -> Result<Exit, GuestError> {
         let what = "exec";
@@ -177,14 +180,71 @@ impl<'a> Guest<'a> {
         spec: &CopySpec,
         tar: impl tokio::io::AsyncRead + Send + Sync + 'static,
     ) -> Result<(), GuestError> {
-        use futures_util::TryStreamExt;
-        let body = StreamBody::new(ReaderStream::with_capacity(tar, 64 << 10).map_ok(Frame::data));
-        let mut request = post("/v1/copy", BoxBody::new(body));
-        let spec = serde_json::to_string(spec).map_err(|e| nonsense("copy", &e.to_string()))?;
-        let spec = http::HeaderValue::try_from(spec)
-            .map_err(|_| nonsense("copy", "destination has control characters"))?;
-        request.headers_mut().insert(COPY_SPEC, spec);
+        let request = with_copy_spec(post("/v1/copy", stream_body(tar)), spec)?;
         self.send("copy", request).await.map(drop)
+    }
+
+    /// Unpacks an archive, plain or compressed, where `spec` says; answers whether it is one. If it is
+    /// none, nothing is written.
+    pub async fn unpack(
+        &self,
+        spec: &CopySpec,
+        archive: impl tokio::io::AsyncRead + Send + Sync + 'static,
+    ) -> Result<bool, GuestError> {
+        let request = with_copy_spec(post("/v1/unpack", stream_body(archive)), spec)?;
+        match self.send("unpack", request).await {
+            Ok(_) => Ok(true),
+            Err(GuestError::Refused { status, .. })
+                if status == StatusCode::UNSUPPORTED_MEDIA_TYPE =>
+            {
+                Ok(false)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Makes a tree in memory of the tar that `tar` yields.
+    pub async fn put_tree(
+        &self,
+        name: &str,
+        tar: impl tokio::io::AsyncRead + Send + Sync + 'static,
+    ) -> Result<(), GuestError> {
+        let path = format!("/v1/trees/{name}");
+        let request = request(Method::PUT, &path, stream_body(tar));
+        self.send("tree", request).await.map(drop)
+    }
+
+    /// Forgets a tree in memory.
+    pub async fn delete_tree(&self, name: &str) -> Result<(), GuestError> {
+        let path = format!("/v1/trees/{name}");
+        let request = request(Method::DELETE, &path, empty());
+        self.order("end of tree", request).await
+    }
+
+    /// Copies files of a tree into the root file system.
+    pub async fn copy_tree(&self, name: &str, spec: &TreeCopySpec) -> Result<(), GuestError> {
+        let path = format!("/v1/trees/{name}/copy");
+        let request = post(&path, json_body(spec));
+        self.send("copy of tree", request).await.map(drop)
+    }
+
+    /// Lets programs inside trust more CAs; any lent before are taken back.
+    pub async fn lend_trust(&self, pem: &str) -> Result<Trusted, GuestError> {
+        let body = Full::new(Bytes::copy_from_slice(pem.as_bytes()));
+        let body = BoxBody::new(body.map_err(|never| match never {}));
+        self.json(
+            "loan of CAs",
+            post("/v1/trust", body),
+            limits::AGENT_REQUEST_TIMEOUT,
+        )
+        .await
+    }
+
+    /// Takes back the CAs that were lent.
+    pub async fn take_trust_back(&self) -> Result<(), GuestError> {
+        let mut request = post("/v1/trust", empty());
+        *request.method_mut() = Method::DELETE;
+        self.order("return of CAs", request).await
     }
 
     /// Puts everything on disk and holds writes back, so that the disk can be cut off here.
@@ -251,13 +311,19 @@ impl<'a> Guest<'a> {
     /// Opens a tunnel to `port` on the guest's loopback. A refusal with status 502 means that nothing
     /// listens there.
     pub async fn tunnel(&self, port: u16) -> Result<Box<dyn Stream>, GuestError> {
+        self.dial(SocketAddrV4::new(Ipv4Addr::LOCALHOST, port))
+            .await
+    }
+
+    /// Opens a connection from inside the guest, with the guest's reach.
+    pub async fn dial(&self, address: SocketAddrV4) -> Result<Box<dyn Stream>, GuestError> {
         let what = "tunnel";
         let request = Request::builder()
             .method(Method::CONNECT)
-            .uri(format!("127.0.0.1:{port}"))
-            .header(http::header::HOST, format!("127.0.0.1:{port}"))
+            .uri(address.to_string())
+            .header(http::header::HOST, address.to_string())
             .body(empty())
-            .expect("a port makes a valid authority");
+            .expect("an address makes a valid authority");
         let response = within(what, self.send(what, request)).await?;
         let upgraded = hyper::upgrade::on(response)
             .await
@@ -349,6 +415,23 @@ fn request(method: Method, path: &str, body: RequestBody) -> Request<RequestBody
         .header(http::header::HOST, format!("agent:{AGENT_PORT}"))
         .body(body)
         .expect("the agent's paths are valid URIs")
+}
+
+fn stream_body(bytes: impl tokio::io::AsyncRead + Send + Sync + 'static) -> RequestBody {
+    use futures_util::TryStreamExt;
+    let stream = ReaderStream::with_capacity(bytes, 64 << 10).map_ok(Frame::data);
+    BoxBody::new(StreamBody::new(stream))
+}
+
+fn with_copy_spec(
+    mut request: Request<RequestBody>,
+    spec: &CopySpec,
+) -> Result<Request<RequestBody>, GuestError> {
+    let spec = serde_json::to_string(spec).map_err(|e| nonsense("copy", &e.to_string()))?;
+    let spec = http::HeaderValue::try_from(spec)
+        .map_err(|_| nonsense("copy", "destination has control characters"))?;
+    request.headers_mut().insert(COPY_SPEC, spec);
+    Ok(request)
 }
 
 fn empty() -> RequestBody {

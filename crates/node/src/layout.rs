@@ -4,7 +4,8 @@
 //! boot/HASH/{vmlinuz,initramfs}      what machines boot from; snapshots refer to it by hash
 //! images/                            local base images
 //! layers/{KEY.json,UUID.qcow2}       build cache: the disk after each step
-//! builds/BUILD/{memory,state,disk.qcow2,manifest.json,log,times.json}
+//! caches/{empty.raw,ACCOUNT/N.raw}   what an empty stage begins with; disks of cache mounts
+//! builds/BUILD/{memory,state,disk.qcow2,working-set,manifest.json,log,times.json}
 //! vms/MICROVM/{disk.qcow2,machine.json,qmp.sock,suspended/{state,memory}}
 //! ```
 //! Names in the last two come from [`BuildId`] and [`MicrovmId`], which hold nothing but a UUID.
@@ -30,7 +31,7 @@ impl Layout {
     /// Makes the folders that everything else relies on.
     pub fn create(&self) -> std::io::Result<()> {
         use std::os::unix::fs::DirBuilderExt;
-        for dir in ["", "boot", "images", "layers", "builds", "vms"] {
+        for dir in ["", "boot", "images", "layers", "caches", "builds", "vms"] {
             std::fs::DirBuilder::new()
                 .recursive(true)
                 .mode(0o700)
@@ -55,6 +56,24 @@ impl Layout {
     #[must_use]
     pub fn layers(&self) -> PathBuf {
         self.root.join("layers")
+    }
+
+    /// The folders of all builds.
+    #[must_use]
+    pub fn builds(&self) -> PathBuf {
+        self.root.join("builds")
+    }
+
+    /// The folders of all MicroVMs.
+    #[must_use]
+    pub fn vms(&self) -> PathBuf {
+        self.root.join("vms")
+    }
+
+    /// Disks of cache mounts, and the empty disk.
+    #[must_use]
+    pub fn caches(&self) -> PathBuf {
+        self.root.join("caches")
     }
 
     /// One build.
@@ -82,6 +101,11 @@ impl Layout {
 pub struct BuildDir(PathBuf);
 
 impl BuildDir {
+    /// The build whose folder this is.
+    pub(crate) fn at(path: PathBuf) -> Self {
+        Self(path)
+    }
+
     /// The folder.
     #[must_use]
     pub fn path(&self) -> &Path {
@@ -124,6 +148,24 @@ impl BuildDir {
         self.0.join("disk.qcow2")
     }
 
+    /// Pages of the golden memory that a launch needs first; only where a validate hook told.
+    #[must_use]
+    pub fn working_set(&self) -> PathBuf {
+        self.0.join("working-set")
+    }
+
+    /// Everything of the golden snapshot, in an order to delete it in: without its manifest it is none.
+    #[must_use]
+    pub fn golden_files(&self) -> [PathBuf; 5] {
+        [
+            self.manifest(),
+            self.memory(),
+            self.state(),
+            self.disk(),
+            self.working_set(),
+        ]
+    }
+
     /// What a restore needs to know; written last, so that it exists only for a whole snapshot.
     #[must_use]
     pub fn manifest(&self) -> PathBuf {
@@ -136,6 +178,11 @@ impl BuildDir {
 pub struct VmDir(PathBuf);
 
 impl VmDir {
+    /// The MicroVM whose folder this is.
+    pub(crate) fn at(path: PathBuf) -> Self {
+        Self(path)
+    }
+
     /// The folder; also the machine's run folder.
     #[must_use]
     pub fn path(&self) -> &Path {

@@ -2,14 +2,20 @@
 
 pub mod boot;
 pub mod build;
+pub mod caches;
 pub mod clock;
 pub mod disk;
 pub mod driver;
 pub mod gate;
 pub mod guest;
+mod hook;
 pub mod host;
+pub mod layers;
 pub mod layout;
 pub mod lifecycle;
 pub mod node;
 pub mod snapshot;
+mod transition;
+pub mod usage;
 pub mod vmm;
+mod working_set;

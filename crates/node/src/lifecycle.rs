@@ -9,10 +9,13 @@ use crate::clock;
 use crate::disk;
 use crate::gate::Gate;
 use crate::guest::{Guest, GuestError};
-use crate::layout::{Layout, VmDir};
+use crate::layers::LayerCache;
+use crate::layout::{BuildDir, Layout, VmDir};
 use crate::snapshot::{Manifest, ManifestError, rename_durably};
 use crate::vmm::{DeltaFiles, ExitReason, Instance, RestoreSpec, StateSource, Vmm, VmmError};
-use dormouse_core::guest::ThawSpec;
+use crate::working_set;
+use dormouse_core::guest::{AppState, ThawSpec};
+use dormouse_core::hook::Hook;
 use dormouse_core::limits;
 use dormouse_core::microvm::Record;
 use std::io;
@@ -30,6 +33,8 @@ pub struct Host {
     pub vmm: Arc<dyn Vmm>,
     /// What new machines boot from.
     pub boot: BootFiles,
+    /// The build cache.
+    pub layers: Arc<LayerCache>,
 }
 
 /// Why a transition failed.
@@ -58,6 +63,11 @@ pub enum LifecycleError {
     TimedOut(&'static str),
 }
 
+/// A hook of the app's did not answer as it must; the state reason that follows.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct HookFailed(pub(crate) String);
+
 /// Why a suspend or a resume failed, and what is left.
 #[derive(Debug, thiserror::Error)]
 pub enum Setback {
@@ -83,15 +93,52 @@ impl Host {
         let manifest = Manifest::load(&build, self.vmm.name()).await?;
         create_dir(dir.path())?;
         disk::create_overlay(&build.disk(), &dir.disk()).await?;
+        prefetch(&build, &manifest);
         let state = StateSource::Golden(build.state());
         let spec = self.restore_spec(record, &dir, &manifest, state);
         let machine: Arc<dyn Instance> = Arc::from(self.vmm.restore(&spec).await?);
-        self.thaw(record, &*machine).await?;
+        self.thaw(record.id.as_str(), &*machine).await?;
         Ok(machine)
     }
 
+    /// Lets requests in flight end, then tells the app that it is about to sleep, unless a suspend that a crash
+    /// cut off has told it before. `machine` is as for [`Host::suspend`].
+    pub(crate) async fn before_suspend(
+        &self,
+        record: &Record,
+        machine: Option<&dyn Instance>,
+        gate: &Gate,
+    ) -> Result<(), HookFailed> {
+        let Some(machine) = machine else {
+            return Ok(());
+        };
+        if exists(&self.layout.vm(&record.id).suspended()).await {
+            return Ok(());
+        }
+        gate.drain(limits::DRAIN_QUIET, limits::DRAIN_TIMEOUT).await;
+        if record.hooks.call(Hook::Suspend).is_none() || !is_app_running(machine).await {
+            return Ok(());
+        }
+        self.tell(record, machine, Hook::Suspend).await
+    }
+
+    /// Calls a hook of a MicroVM that runs, if its image has that hook.
+    pub(crate) async fn tell(
+        &self,
+        record: &Record,
+        machine: &dyn Instance,
+        hook: Hook,
+    ) -> Result<(), HookFailed> {
+        let Some(call) = record.hooks.call(hook) else {
+            return Ok(());
+        };
+        let body = (hook == Hook::Run).then(|| run_hook_body(record));
+        let told = crate::hook::tell(machine, call, body).await;
+        told.map_err(|failure| HookFailed(call.microvm_reason(failure)))
+    }
+
     /// Freezes the app, keeps memory and disk, ends the machine. `machine` is none only where a crash came
-    /// between the whole snapshot and the machine's end.
+    /// between the whole snapshot and the machine's end. [`Host::before_suspend`] comes first.
     pub async fn suspend(
         &self,
         record: &Record,
@@ -102,7 +149,6 @@ impl Host {
         if let Some(machine) = machine
             && !exists(&dir.suspended()).await
         {
-            gate.drain(limits::DRAIN_QUIET, limits::DRAIN_TIMEOUT).await;
             if let Err(error) = keep(&dir, machine).await {
                 self.run_on(record, &dir, machine)
                     .await
@@ -138,7 +184,7 @@ impl Host {
         if let Err(error) = remove_tree(&dir.suspending()).await {
             tracing::warn!(microvm = %record.id, %error, "half a snapshot was not deleted");
         }
-        self.thaw(record, machine).await
+        self.thaw(record.id.as_str(), machine).await
     }
 
     /// Restores what was kept and thaws the app.
@@ -174,7 +220,8 @@ impl Host {
             let adopted = self.adopt(record).await.map_err(Setback::Lost)?;
             adopted.ok_or_else(|| Setback::Lost(gone().into()))?
         };
-        self.thaw(record, &*machine).await.map_err(Setback::Lost)?;
+        let thawed = self.thaw(record.id.as_str(), &*machine).await;
+        thawed.map_err(Setback::Lost)?;
         if let Err(error) = remove_tree(&dir.consumed()).await {
             tracing::warn!(microvm = %record.id, %error, "used snapshot was not deleted");
         }
@@ -222,6 +269,7 @@ impl Host {
         remove_tree(&dir.consumed()).await?;
         let build = self.layout.build(&record.build);
         let manifest = Manifest::load(&build, self.vmm.name()).await?;
+        prefetch(&build, &manifest);
         let state = StateSource::Delta(delta_files(&dir.suspended()));
         let spec = self.restore_spec(record, dir, &manifest, state);
         Ok(Arc::from(self.vmm.restore(&spec).await?))
@@ -241,11 +289,16 @@ impl Host {
             vcpus: manifest.vcpus,
             golden_memory: self.layout.build(&record.build).memory(),
             state,
+            egress: record.egress.clone(),
         }
     }
 
     /// Runs a paused machine and gives it time, entropy and a name before its app runs on.
-    async fn thaw(&self, record: &Record, machine: &dyn Instance) -> Result<(), LifecycleError> {
+    pub(crate) async fn thaw(
+        &self,
+        hostname: &str,
+        machine: &dyn Instance,
+    ) -> Result<(), LifecycleError> {
         let thaw = async {
             let began = Instant::now();
             machine.resume().await?;
@@ -256,17 +309,56 @@ impl Host {
             let spec = || ThawSpec {
                 wall_clock_ns: clock::now_ns(),
                 entropy_hex: hex::encode(entropy),
-                hostname: record.id.as_str().to_owned(),
+                hostname: hostname.to_owned(),
             };
             Guest::new(machine)
                 .thaw_restored(limits::LAUNCH_TIMEOUT, spec)
                 .await?;
             let took_ms = began.elapsed().as_millis();
-            tracing::debug!(microvm = %record.id, took_ms, "microvm thawed");
+            tracing::debug!(microvm = hostname, took_ms, "microvm thawed");
             Ok(())
         };
         while_alive(machine, limits::LAUNCH_TIMEOUT, "thaw", thaw).await
     }
+}
+
+/// Begins to read what a machine touches first, beside its start. A hint: without it the machine is slower.
+fn prefetch(build: &BuildDir, manifest: &Manifest) {
+    if manifest.working_set_pages.is_none() {
+        return;
+    }
+    let (working_set, memory) = (build.working_set(), build.memory());
+    tokio::task::spawn_blocking(move || {
+        if let Err(error) = working_set::prefetch(&working_set, &memory) {
+            let file = working_set.display();
+            tracing::warn!(%file, %error, "working set was not read ahead");
+        }
+    });
+}
+
+/// Whether the app's code runs: not when it is frozen already, or has ended.
+async fn is_app_running(machine: &dyn Instance) -> bool {
+    // A suspend that a crash cut off may have left it paused, and then its agent is silent. What fails here
+    // fails again in the suspend, and is told there.
+    let status = async {
+        machine.resume().await.ok()?;
+        Guest::new(machine).app().await.ok()
+    };
+    let status = tokio::select! {
+        biased;
+        status = status => status,
+        _ = machine.exited() => None,
+    };
+    status.is_some_and(|status| status.state == AppState::Running)
+}
+
+/// The key of the payload is left out where there is none.
+fn run_hook_body(record: &Record) -> String {
+    let mut body = serde_json::json!({"microvmId": record.id.as_str()});
+    if let Some(payload) = &record.run_hook_payload {
+        body["runHookPayload"] = payload.expose().into();
+    }
+    body.to_string()
 }
 
 /// Writes the snapshot of a running machine under its final name.

@@ -108,6 +108,14 @@ impl Node {
         });
     }
 
+    /// Whether a MicroVM runs, sleeps, or is on its way there; one that is being terminated does not. Once
+    /// the daemon stops nobody knows, and each counts as live.
+    #[must_use]
+    pub fn is_live(&self, id: &MicrovmId) -> bool {
+        let vm = self.vms().by_id.get(id).map(Arc::clone);
+        self.means.stop.is_cancelled() || vm.is_some_and(|vm| !vm.gate.is_over())
+    }
+
     /// Puts a wish to a MicroVM; answers once it is persisted. One that is over denies all but a terminate.
     pub async fn command(&self, id: &MicrovmId, event: Event) -> Result<(), CommandError> {
         let vm = self.vms().by_id.get(id).map(Arc::clone);

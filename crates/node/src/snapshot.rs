@@ -20,6 +20,9 @@ pub struct Manifest {
     pub vcpus: u32,
     /// Protocol generation of the agent that it holds.
     pub agent_generation: u32,
+    /// Pages in the file of its working set; none where nothing was recorded.
+    #[serde(default)]
+    pub working_set_pages: Option<u64>,
 }
 
 /// Why a golden snapshot cannot be used.

@@ -12,6 +12,7 @@ mod slots {
     pub(crate) mod lab;
 }
 
+use dormouse_core::egress::Egress;
 use dormouse_core::{guest, limits};
 use dormouse_node::host::check::check;
 use dormouse_node::host::cidr::Cidr;
@@ -451,7 +452,10 @@ async fn netns_slots_are_adopted_and_orphans_deleted() {
     let guest = Guest::attach(&lab, &used, 1).await;
     guest.serve("still here");
     let name = used.name().to_owned();
-    assert!(matches!(first.adopt(&name).await, Err(SlotError::InUse(_))));
+    assert!(matches!(
+        first.adopt(&name, &Egress::internet()).await,
+        Err(SlotError::InUse(_))
+    ));
     drop((used, orphan, first));
 
     let second = SlotPool::start(config).await.unwrap();
@@ -465,7 +469,11 @@ async fn netns_slots_are_adopted_and_orphans_deleted() {
 
     // Someone tampered with the rules; adopting puts them right.
     run("ip", &["netns", "exec", &name, "nft", "flush", "ruleset"]);
-    let adopted = second.adopt(&name).await.unwrap().unwrap();
+    let adopted = second
+        .adopt(&name, &Egress::internet())
+        .await
+        .unwrap()
+        .unwrap();
     assert!(adopted.connect(Lab::PORT).await.is_ok());
     assert_eq!(
         ask(guest.netns(), "plain.test").unwrap(),
@@ -477,13 +485,35 @@ async fn netns_slots_are_adopted_and_orphans_deleted() {
     );
 
     let gone = format!("dm{}-4000", lab.owner());
-    assert!(second.adopt(&gone).await.unwrap().is_none());
-    assert!(second.adopt("dmother-1").await.is_err());
-    assert!(second.adopt("../../etc").await.is_err());
+    assert!(
+        second
+            .adopt(&gone, &Egress::internet())
+            .await
+            .unwrap()
+            .is_none()
+    );
+    assert!(
+        second
+            .adopt("dmother-1", &Egress::internet())
+            .await
+            .is_err()
+    );
+    assert!(
+        second
+            .adopt("../../etc", &Egress::internet())
+            .await
+            .is_err()
+    );
 
     // Half a slot is deleted, not adopted.
     run("ip", &["netns", "add", &gone]);
-    assert!(second.adopt(&gone).await.unwrap().is_none());
+    assert!(
+        second
+            .adopt(&gone, &Egress::internet())
+            .await
+            .unwrap()
+            .is_none()
+    );
     assert!(!lab.slots().contains(&gone));
     release(&second, [adopted, fresh]).await;
 }

@@ -1,7 +1,10 @@
 //! What every operation works with.
 
+use crate::admission::Admission;
 use crate::builds::Builds;
 use crate::config::Config;
+use crate::deletions::Deletions;
+use crate::throttle::Throttle;
 use dormouse_api::page::PageKey;
 use dormouse_core::{AccountId, EndpointId, ImageArn};
 use dormouse_ingress::TokenKeys;
@@ -22,6 +25,12 @@ pub(crate) struct App {
     pub(crate) node: Arc<Node>,
     /// Image builds.
     pub(crate) builds: Arc<Builds>,
+    /// Deletions of images and versions.
+    pub(crate) deletions: Arc<Deletions>,
+    /// Who may launch.
+    pub(crate) admission: Arc<Admission>,
+    /// Who may call.
+    pub(crate) throttle: Throttle,
     /// What endpoint tokens are made with.
     pub(crate) tokens: Arc<TokenKeys>,
     /// What page tokens are signed with.

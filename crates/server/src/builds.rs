@@ -1,18 +1,25 @@
-//! Image builds in the background: a bounded line, a few at once, each ending in one write of all the
-//! records that it concerns.
+//! Image builds in the background: a bounded line that is fair among accounts, a few at once, each ending in
+//! one write of all the records that it concerns.
 
+mod line;
+mod queue;
+
+pub(crate) use queue::{Full, Place};
+
+use crate::config::BuildConfig;
 use crate::objects::{ObjectError, Objects};
-use dormouse_core::image::{self, Build, Image, SnapshotSizes, Version, VersionState};
-use dormouse_core::{BuildId, ImageArn};
-use dormouse_image::LocalImages;
+use dormouse_core::image::{Build, Image, SnapshotSizes, Version, life};
+use dormouse_core::{AccountId, BuildId, ImageArn};
+use dormouse_image::BaseImages;
 use dormouse_node::build::{self, BuildError, BuildJob, BuildLog};
 use dormouse_node::clock;
 use dormouse_node::driver::{Means, chain};
+use dormouse_node::lifecycle::Host;
 use dormouse_store::{Batch, Query, Store, StoreError, Versioned, version_key};
+use queue::{Queue, Turn};
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -20,10 +27,11 @@ use tokio_util::task::TaskTracker;
 #[derive(Debug)]
 pub(crate) struct Builds {
     means: Arc<Means>,
-    images: LocalImages,
+    images: BaseImages,
     objects: Objects,
     region: String,
-    at_once: Semaphore,
+    config: BuildConfig,
+    queue: Arc<Queue>,
     tasks: TaskTracker,
     stop: CancellationToken,
 }
@@ -65,17 +73,20 @@ impl Builds {
     /// Makes the line and puts into it every build that an earlier daemon did not finish.
     pub(crate) async fn start(
         means: Arc<Means>,
-        images: LocalImages,
+        images: BaseImages,
         objects: Objects,
         region: String,
+        config: BuildConfig,
         at_once: usize,
+        per_account: usize,
     ) -> Result<Arc<Self>, StoreError> {
         let builds = Arc::new(Self {
             means,
             images,
             objects,
             region,
-            at_once: Semaphore::new(at_once),
+            config,
+            queue: Queue::new(at_once, per_account),
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
         });
@@ -83,35 +94,66 @@ impl Builds {
         loop {
             let page = builds.store().list::<Build>(&query).await?;
             let Some(last) = page.last() else {
+                builds.next();
                 return Ok(builds);
             };
             query.after = Some(last.seq);
             for row in page {
-                if matches!(
-                    row.value.state,
-                    VersionState::Pending | VersionState::InProgress
-                ) {
-                    builds.enqueue(row.value);
+                if row.value.state.is_building() {
+                    builds.queue.enter(row.value);
                 }
             }
         }
     }
 
-    /// Puts a stored build into the line.
-    pub(crate) fn enqueue(self: &Arc<Self>, build: Build) {
-        let builds = Arc::clone(self);
-        self.tasks.spawn(async move {
-            let stopped = builds.stop.clone();
-            tokio::select! {
-                () = stopped.cancelled() => builds.give_up(&build.id).await,
-                () = builds.carry_out(&build) => {}
-            }
-        });
+    /// Keeps a place in the line for a build of this account whose records are about to be stored.
+    pub(crate) fn reserve(&self, account: &AccountId) -> Result<Place, Full> {
+        self.queue.reserve(account)
     }
 
-    /// How many builds wait or run.
-    pub(crate) fn len(&self) -> usize {
-        self.tasks.len()
+    /// Puts a stored build into the line, at the place that was kept for it.
+    pub(crate) fn enqueue(self: &Arc<Self>, place: Place, build: Build) {
+        self.queue.enter(build);
+        drop(place);
+        self.next();
+    }
+
+    /// Calls a build off: when this returns, it does not wait, does not run, and has no machine.
+    pub(crate) async fn cancel(&self, id: &BuildId) {
+        if let Some(ended) = self.queue.call_off(id) {
+            tracing::info!(build = %id, "build is called off");
+            ended.cancelled().await;
+        }
+    }
+
+    /// Begins what may begin now.
+    fn next(self: &Arc<Self>) {
+        while !self.stop.is_cancelled()
+            && let Some(turn) = self.queue.begin()
+        {
+            let builds = Arc::clone(self);
+            self.tasks.spawn(async move {
+                let build = turn.build.clone();
+                let worker = Arc::clone(&builds);
+                let work = tokio::spawn(worker.take_turn(turn));
+                if work.await.is_err() {
+                    let reason = "INTERNAL_PLATFORM_ERROR: The build ended unexpectedly.";
+                    builds.give_up(&build.id).await;
+                    builds.record(&build.id, Err(reason.to_owned())).await;
+                }
+                builds.queue.end(&build);
+                builds.next();
+            });
+        }
+    }
+
+    async fn take_turn(self: Arc<Self>, turn: Turn) {
+        let (stopped, build) = (self.stop.clone(), turn.build);
+        tokio::select! {
+            () = stopped.cancelled_owned() => self.give_up(&build.id).await,
+            () = turn.called_off.cancelled_owned() => self.give_up(&build.id).await,
+            () = self.carry_out(&build) => {}
+        }
     }
 
     /// Gives up the builds under way; the next start takes them up again from the cache.
@@ -127,14 +169,16 @@ impl Builds {
         }
     }
 
+    /// The host that builds run on.
+    pub(crate) fn host(&self) -> &Host {
+        &self.means.host
+    }
+
     fn store(&self) -> &Store {
         &self.means.store
     }
 
     async fn carry_out(&self, build: &Build) {
-        let Ok(_turn) = self.at_once.acquire().await else {
-            return;
-        };
         let id = &build.id;
         tracing::info!(build = %id, image = %build.image, version = build.version, "build begins");
         let outcome = self.try_build(build).await;
@@ -146,9 +190,21 @@ impl Builds {
             }
         }
         let outcome = outcome.map_err(|failure| failure.state_reason());
-        while let Err(error) = self.record(id, outcome.clone()).await {
-            tracing::warn!(build = %id, error = chain(&error), "build was not recorded; trying again");
-            tokio::time::sleep(Duration::from_secs(1)).await;
+        self.record(id, outcome).await;
+    }
+
+    /// Stores what a build came to, however often that takes.
+    async fn record(&self, id: &BuildId, outcome: Result<SnapshotSizes, String>) {
+        loop {
+            match self.try_record(id, outcome.clone()).await {
+                Ok(()) => return,
+                // Somebody else has changed a record, a tag perhaps: decide again.
+                Err(StoreError::Stale { .. }) => {}
+                Err(error) => {
+                    tracing::warn!(build = %id, error = chain(&error), "build was not recorded; trying again");
+                    tokio::time::sleep(Duration::from_secs(1)).await;
+                }
+            }
         }
     }
 
@@ -166,23 +222,36 @@ impl Builds {
             .map_err(Failure::Log)?;
         let log = BuildLog::create(&dir.log()).map_err(Failure::Log)?;
         let artifact = dir.path().join("artifact.zip");
-        log.line(&format!("fetching {}", spec.artifact_uri));
+        log.phase(&format!("load {}", spec.artifact_uri));
         let result = async {
-            self.objects.fetch(&spec.artifact_uri, &artifact).await?;
+            let account = &build_record.account;
+            self.objects
+                .fetch(account, &spec.artifact_uri, &artifact)
+                .await?;
             let mut environment = spec.environment;
             environment.extend(self.injected(&build_record.image, &build_record.version));
             let job = BuildJob {
                 id: id.clone(),
+                account: build_record.account.clone(),
                 artifact: artifact.clone(),
                 memory_mib: spec.memory_mib,
                 environment,
-                ready: spec.ready_hook,
+                hooks: spec.hooks,
+                all_capabilities: spec.all_capabilities,
+                build_args: self.config.args.clone(),
+                secrets: self
+                    .config
+                    .secrets
+                    .get(&build_record.account)
+                    .cloned()
+                    .unwrap_or_default(),
+                extra_cas: self.config.extra_cas.clone(),
             };
             Ok(build::build(host, &self.images, &job, &log).await?)
         }
         .await;
         if let Err(Failure::Artifact(error)) = &result {
-            log.line(&format!("ERROR {}: {}", error.code(), chain(error)));
+            log.failed_early(&format!("{}: {}", error.code(), chain(error)));
         }
         match tokio::fs::remove_file(&artifact).await {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -219,19 +288,20 @@ impl Builds {
         }))
     }
 
-    async fn begin(&self, records: Records) -> Result<(), StoreError> {
+    async fn begin(&self, records: Records) -> Result<(), Failure> {
         let mut version = records.version.value.clone();
         let mut build = records.build.value.clone();
-        version.state = VersionState::InProgress;
-        version.updated_at = clock::now();
-        build.state = VersionState::InProgress;
+        if !life::begin_build(&mut version, &mut build, clock::now()) {
+            return Err(BuildError::Stopped.into());
+        }
         let batch = Batch::default()
             .update(&records.version, &version)?
             .update(&records.build, &build)?;
-        self.store().apply(batch).await.map(drop)
+        self.store().apply(batch).await?;
+        Ok(())
     }
 
-    async fn record(
+    async fn try_record(
         &self,
         id: &BuildId,
         outcome: Result<SnapshotSizes, String>,
@@ -242,7 +312,9 @@ impl Builds {
         let mut image = records.image.value.clone();
         let mut version = records.version.value.clone();
         let mut build = records.build.value.clone();
-        image::finish(&mut image, &mut version, &mut build, outcome, clock::now());
+        if !life::finish_build(&mut image, &mut version, &mut build, outcome, clock::now()) {
+            return Ok(());
+        }
         let batch = Batch::default()
             .update(&records.image, &image)?
             .update(&records.version, &version)?

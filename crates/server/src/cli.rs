@@ -1,17 +1,26 @@
 //! The command line: `dormouse COMMAND`.
 
+mod client;
 mod env;
+mod follow;
+mod image_build;
+mod key;
 mod logs;
+mod system;
+mod table;
+mod upload;
+mod vms;
 
 use crate::config::{Config, Overrides, ServeOverrides};
 use crate::{doctor, serve};
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand};
-use dormouse_core::limits;
-use dormouse_image::{ImageConfig, LocalImages};
+use client::Endpoint;
+use dormouse_core::{AccountId, limits};
+use dormouse_image::{LocalImages, oci};
 use dormouse_node::layout::Layout;
 use std::io::{self, Write};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 /// Run each user session or AI agent in its own microVM, with the AWS Lambda MicroVMs API
@@ -37,7 +46,14 @@ enum Command {
     /// and SSL_CERT_FILE (OpenSSL and others) replace the system's CAs, so they name a bundle of those and
     /// the daemon's own. NODE_EXTRA_CA_CERTS (Node.js) adds to them, so it names the daemon's CA alone, as
     /// does DORMOUSE_CA_FILE, for everything else.
-    Env,
+    Env {
+        /// Account whose oldest access key to use [default: the daemon's own]
+        #[arg(long, value_parser = key::account)]
+        account: Option<AccountId>,
+    },
+    /// Make, list and delete access keys, and with them accounts
+    #[command(subcommand)]
+    Key(key::KeyCommand),
     /// Check everything that the daemon needs, and say what to do about what is missing
     Doctor(ServeOverrides),
     /// Print the log of an image's newest build
@@ -48,22 +64,51 @@ enum Command {
         #[arg(long, short)]
         follow: bool,
     },
-    /// Work with the base images of this host
+    /// Build images, and work with the base images of this host
     #[command(subcommand)]
     Image(ImageCommand),
+    /// Launch a microVM of an image, and say how to talk to it
+    Run(vms::RunArgs),
+    /// List the microVMs
+    #[command(visible_alias = "ps")]
+    Ls {
+        /// Those that have ended, too
+        #[arg(long, short)]
+        all: bool,
+    },
+    /// End microVMs
+    Terminate {
+        /// Their ids
+        #[arg(required = true, value_name = "MICROVM")]
+        ids: Vec<String>,
+    },
+    /// See what takes disk space, and give back what nothing needs
+    #[command(subcommand)]
+    System(system::SystemCommand),
     /// Print the version
     Version,
 }
 
 #[derive(Debug, Subcommand)]
 enum ImageCommand {
-    /// Make a base image from the tar of a root file system
+    /// Build an image of a folder with a Dockerfile, and follow the build
+    ///
+    /// Packs the folder without what its .dockerignore lists, puts it into S3, and creates the image or a new
+    /// version of it through the API: of the daemon that AWS_ENDPOINT_URL names (see `dormouse env`), or of
+    /// this host's.
+    Build(image_build::BuildArgs),
+    /// Make a base image from an OCI layout, a `docker save` archive, or the tar of a root file system
     Import {
         /// How a Dockerfile names it, as in localhost/debian:12
         #[arg(long)]
         name: String,
-        /// The tar
+        /// A tar, packed or not, or the folder of an OCI layout
         file: PathBuf,
+    },
+    /// Pull a base image from a registry, or bring the one that is here up to date
+    Pull {
+        /// How a Dockerfile names it, as in debian:12
+        reference: String,
     },
     /// List the base images
     List,
@@ -89,11 +134,25 @@ fn dispatch(cli: &Cli) -> Result<ExitCode> {
     match &cli.command {
         Command::Serve(serve) => block_on(serve::run(Config::load(over, serve)?))?,
         Command::Doctor(serve) => return block_on(doctor::run(&Config::load(over, serve)?)),
-        Command::Env => print(&env::exports(&Config::load(over, &unserved)?.data_dir)?)?,
+        Command::Env { account } => {
+            let config = Config::load(over, &unserved)?;
+            print(&env::exports(&config.data_dir, account.as_ref())?)?;
+        }
+        Command::Key(command) => key::run(&Config::load(over, &unserved)?, command)?,
+        Command::Run(args) => return block_on(vms::run(over, args)),
+        Command::Ls { all } => return block_on(vms::list(over, *all)),
+        Command::Terminate { ids } => return block_on(vms::terminate(over, ids)),
+        Command::System(command) => return block_on(system::run(over, command)),
+        Command::Image(ImageCommand::Build(args)) => {
+            return block_on(image_build::run(over, args));
+        }
+        Command::Logs { image, follow } if Endpoint::is_remote(over) => {
+            block_on(logs::show_remote(over, image, *follow))?;
+        }
         Command::Logs { image, follow } => {
             block_on(logs::show(&Config::load(over, &unserved)?, image, *follow))?;
         }
-        Command::Image(command) => image(&Config::load(over, &unserved)?.data_dir, command)?,
+        Command::Image(command) => image(&Config::load(over, &unserved)?, command)?,
         Command::Version => print(&format!("dormouse {}\n", env!("CARGO_PKG_VERSION")))?,
     }
     Ok(ExitCode::SUCCESS)
@@ -107,16 +166,24 @@ fn block_on<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
         .block_on(work)
 }
 
-fn image(data_dir: &Path, command: &ImageCommand) -> Result<()> {
-    let layout = Layout::new(data_dir);
+fn image(config: &Config, command: &ImageCommand) -> Result<()> {
+    let layout = Layout::new(&config.data_dir);
     layout
         .create()
-        .with_context(|| format!("make {}", data_dir.display()))?;
+        .with_context(|| format!("make {}", config.data_dir.display()))?;
     let images = LocalImages::open(&layout.images())?;
     match command {
+        ImageCommand::Build(_) => bail!("a build needs a daemon"),
         ImageCommand::Import { name, file } => {
             let disk_bytes = limits::disk_bytes(limits::MEMORY_DEFAULT_MIB);
-            let image = images.import_rootfs_tar(name, file, ImageConfig::bare(), disk_bytes)?;
+            let image = oci::import(&images, name, file, disk_bytes)?;
+            print(&format!("{}  {}\n", image.reference, image.digest))
+        }
+        ImageCommand::Pull { reference } => {
+            let bases = config.base_images.images(images);
+            let progress = |line: &str| drop(writeln!(io::stderr(), "{line}"));
+            let pulled = async { Ok(bases.resolve(reference, &progress).await?) };
+            let image = block_on(pulled)?;
             print(&format!("{}  {}\n", image.reference, image.digest))
         }
         ImageCommand::List => {

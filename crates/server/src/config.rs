@@ -3,14 +3,24 @@
 //! [`Raw`] is the file as written, [`Overrides`] what the command line and environment say, [`Config`] the
 //! result that the rest of the program relies on. Each error names the key and what to write there.
 
+mod build;
+mod quotas;
+mod registry;
+
+pub(crate) use build::BuildConfig;
+pub(crate) use quotas::QuotaConfig;
+pub(crate) use registry::{BaseImageConfig, MANAGED_BASE};
+
 use clap::{Args, ValueEnum};
 use dormouse_core::{AccountId, EndpointId, limits};
 use dormouse_node::host::cidr::Cidr;
 use secrecy::SecretString;
 use serde::Deserialize;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// Where everything is kept unless configured otherwise.
 const DATA_DIR: &str = "/var/lib/dormouse";
@@ -48,6 +58,12 @@ pub(crate) struct Config {
     pub(crate) network: NetworkConfig,
     /// Image builds that run at once.
     pub(crate) builds_at_once: usize,
+    /// How builds go.
+    pub(crate) build: BuildConfig,
+    /// How base images are pulled, and what stands in for them.
+    pub(crate) base_images: BaseImageConfig,
+    /// What one account may have and do.
+    pub(crate) quotas: QuotaConfig,
     /// Form of the daemon's log lines.
     pub(crate) log_format: LogFormat,
 }
@@ -107,7 +123,12 @@ pub(crate) struct NetworkConfig {
     pub(crate) block: Vec<Cidr>,
     /// Ranges to let through although they are blocked.
     pub(crate) allow: Vec<Cidr>,
+    /// Ranges that network connectors open, by the name of their subnet.
+    pub(crate) subnets: Arc<Subnets>,
 }
+
+/// Ranges by the name of a subnet, as in `subnet-db`.
+pub(crate) type Subnets = BTreeMap<String, Vec<Cidr>>;
 
 /// What the command line and the environment may say; it wins over the file.
 #[derive(Debug, Clone, Default, Args)]
@@ -195,6 +216,8 @@ struct Raw {
     s3: Option<RawS3>,
     network: RawNetwork,
     build: RawBuild,
+    quotas: quotas::RawQuotas,
+    registry: registry::RawRegistry,
     log: RawLog,
 }
 
@@ -222,12 +245,21 @@ struct RawNetwork {
     dns: Vec<String>,
     block: Vec<String>,
     allow: Vec<String>,
+    subnets: BTreeMap<String, Vec<String>>,
 }
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 struct RawBuild {
     concurrency: Option<usize>,
+    cache_max_bytes: Option<u64>,
+    extra_ca_file: Option<PathBuf>,
+    extra_ca_in_image: bool,
+    http_proxy: Option<String>,
+    https_proxy: Option<String>,
+    no_proxy: Option<String>,
+    /// Files of secrets by their id, by account.
+    secrets: BTreeMap<String, BTreeMap<String, PathBuf>>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -259,6 +291,9 @@ impl Config {
                 .map_or(Ok(S3Source::Embedded), |s3| outside_s3(s3, &region))?,
             network: network(&raw.network)?,
             builds_at_once: builds_at_once(raw.build.concurrency)?,
+            build: BuildConfig::new(&raw.build)?,
+            base_images: registry::registry(raw.registry, raw.build.extra_ca_file.as_deref())?,
+            quotas: quotas::quotas(raw.quotas)?,
             log_format: serve
                 .log_format
                 .or(raw.log.format)
@@ -434,7 +469,37 @@ fn network(raw: &RawNetwork) -> Result<NetworkConfig, ConfigError> {
             .collect::<Result<_, _>>()?,
         block: cidrs("network.block", &raw.block)?,
         allow: cidrs("network.allow", &raw.allow)?,
+        subnets: Arc::new(subnets(&raw.subnets)?),
     })
+}
+
+fn subnets(raw: &BTreeMap<String, Vec<String>>) -> Result<Subnets, ConfigError> {
+    const KEY: &str = "network.subnets";
+    let refuse = |problem: String| ConfigError::Value {
+        key: KEY,
+        problem,
+        remedy: "write up to 64 names with up to 64 ranges each, as in subnet-db = [\"10.1.0.0/16\"]",
+    };
+    if raw.len() > limits::SUBNETS_MAX {
+        return Err(refuse(format!("{} subnets are too many", raw.len())));
+    }
+    let entry = |(name, texts): (&String, &Vec<String>)| {
+        if !is_subnet(name) {
+            return Err(refuse(format!("{name:?} is not the name of a subnet")));
+        }
+        if texts.is_empty() || texts.len() > limits::SUBNET_RANGES_MAX {
+            return Err(refuse(format!("{name} has {} ranges", texts.len())));
+        }
+        Ok((name.clone(), cidrs(KEY, texts)?))
+    };
+    raw.iter().map(entry).collect()
+}
+
+/// A subnet has the form of AWS's, since that is what clients may ask for.
+fn is_subnet(name: &str) -> bool {
+    let allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+    name.strip_prefix("subnet-")
+        .is_some_and(|rest| (1..=64).contains(&rest.len()) && rest.bytes().all(allowed))
 }
 
 fn cidrs(key: &'static str, texts: &[String]) -> Result<Vec<Cidr>, ConfigError> {
@@ -464,7 +529,7 @@ fn resolver(text: &str) -> Result<SocketAddr, ConfigError> {
 
 fn builds_at_once(number: Option<usize>) -> Result<usize, ConfigError> {
     match number.unwrap_or(limits::BUILDS_AT_ONCE) {
-        number @ 1..=limits::BUILD_QUEUE => Ok(number),
+        number @ 1..=limits::BUILDS_AT_ONCE_MAX => Ok(number),
         number => Err(ConfigError::Value {
             key: "build.concurrency",
             problem: format!("{number} builds at once make no sense"),

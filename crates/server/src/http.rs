@@ -1,6 +1,7 @@
-//! The plain listener: the control API and, for every path that is not its own, the embedded S3.
+//! The plain listener: the control API, STS and, for every path that is not its own, the embedded S3.
 
-use crate::api;
+use crate::api::extension::{self, is_extension_path};
+use crate::api::{self, sts};
 use crate::app::App;
 use crate::keys::Keys;
 use crate::s3;
@@ -79,14 +80,21 @@ pub(crate) async fn serve(listener: TcpListener, service: Arc<Service>, stop: Ca
 }
 
 async fn answer(service: &Service, request: Request<Incoming>) -> Response<s3::Body> {
-    if !is_control_path(request.uri().path()) {
-        return service.s3.call(request).await;
-    }
     let (parts, body) = request.into_parts();
+    service.keys.meet(&parts).await;
+    let for_sts = sts::is_for_sts(&parts);
+    let for_extension = is_extension_path(parts.uri.path());
+    if !for_sts && !for_extension && !is_control_path(parts.uri.path()) {
+        return service.s3.call(Request::from_parts(parts, body)).await;
+    }
     let response = match Limited::new(body, limits::API_BODY_BYTES_MAX)
         .collect()
         .await
     {
+        Ok(body) if for_sts => sts::handle(&service.app, &service.keys, &parts, &body.to_bytes()),
+        Ok(body) if for_extension => {
+            extension::handle(&service.app, &service.keys, &parts, &body.to_bytes()).await
+        }
         Ok(body) => api::handle(&service.app, &service.keys, &parts, &body.to_bytes()).await,
         Err(error) if error.is::<LengthLimitError>() => api::body_too_large(),
         // The client is gone, or has broken HTTP: nobody reads this.

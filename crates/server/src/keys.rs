@@ -1,16 +1,21 @@
 //! Access keys: who may call the API and the embedded S3, and for which account.
 //!
-//! `DATA/keys/ID.json` holds one key. The first start makes one; a key is removed by deleting its file
-//! while the daemon is stopped.
+//! `DATA/keys/ID.json` holds one key; the first start makes one. The folder is the truth: `dormouse key` adds
+//! and removes files, and a running daemon follows within a moment.
 
 use base64::{Engine, engine::general_purpose::STANDARD};
-use dormouse_core::AccountId;
+use dormouse_core::{AccountId, Timestamp, limits};
+use dormouse_node::clock;
+use dormouse_node::driver::chain;
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use tokio_util::sync::CancellationToken;
 
 /// Length of an access key's id, as on AWS.
 const ID_LEN: usize = 20;
@@ -28,11 +33,23 @@ pub(crate) struct AccessKey {
     pub(crate) secret: SecretString,
     /// The account that it acts for.
     pub(crate) account: AccountId,
+    /// When it was made.
+    pub(crate) created_at: Timestamp,
 }
 
 /// The daemon's access keys.
-#[derive(Debug, Clone)]
-pub(crate) struct Keys(BTreeMap<String, AccessKey>);
+#[derive(Debug)]
+pub(crate) struct Keys {
+    dir: PathBuf,
+    known: RwLock<Known>,
+    /// The folder as it was last read; whoever reads it holds this.
+    listing: Mutex<Listing>,
+}
+
+type Known = BTreeMap<String, AccessKey>;
+
+/// The files of the folder, and for each what changes when it does.
+type Listing = Vec<(OsString, u64, i64, i64)>;
 
 /// Why the keys cannot be read or made.
 #[derive(Debug, thiserror::Error)]
@@ -59,6 +76,12 @@ pub(crate) enum KeysError {
     /// There is no key yet.
     #[error("there is no access key in {0}: start `dormouse serve` with this data directory first")]
     None(PathBuf),
+    /// There is no key of this id.
+    #[error("there is no access key {0}")]
+    Unknown(String),
+    /// There are as many as there may be.
+    #[error("there are {} access keys already", limits::ACCESS_KEYS_MAX)]
+    TooMany,
 }
 
 /// A key as its file has it.
@@ -68,6 +91,9 @@ struct KeyFile {
     access_key_id: String,
     secret_access_key: String,
     account: AccountId,
+    /// Milliseconds since the epoch; of keys made before this was kept, none.
+    #[serde(default)]
+    created_at_ms: u64,
 }
 
 impl Keys {
@@ -78,51 +104,193 @@ impl Keys {
                 let key = AccessKey::random(account.clone());
                 store(&dir, &key)?;
                 tracing::info!(access_key_id = key.id, %account, "first access key made");
-                Ok(Self(BTreeMap::from([(key.id.clone(), key)])))
+                Self::open(data_dir)
             }
             opened => opened,
         }
     }
 
+    /// Makes another key, which a running daemon takes up by itself.
+    pub(crate) fn create(data_dir: &Path, account: AccountId) -> Result<AccessKey, KeysError> {
+        let dir = folder(data_dir);
+        match list(&dir) {
+            Ok(files) if files.len() >= limits::ACCESS_KEYS_MAX => return Err(KeysError::TooMany),
+            _ => {}
+        }
+        let key = AccessKey::random(account);
+        store(&dir, &key)?;
+        Ok(key)
+    }
+
+    /// Removes a key: a running daemon refuses it from the next moment on.
+    pub(crate) fn delete(data_dir: &Path, id: &str) -> Result<(), KeysError> {
+        let dir = folder(data_dir);
+        // What is no id must not become a path.
+        let path = is_id(id).then(|| dir.join(format!("{id}.json")));
+        let path = path.ok_or_else(|| KeysError::Unknown(id.to_owned()))?;
+        match std::fs::remove_file(&path) {
+            Ok(()) => Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                Err(KeysError::Unknown(id.to_owned()))
+            }
+            Err(error) => Err(failed("delete", &path)(error)),
+        }
+    }
+
     /// Reads the keys in the data directory; there is at least one.
     pub(crate) fn open(data_dir: &Path) -> Result<Self, KeysError> {
-        let dir = data_dir.join("keys");
-        let files = match std::fs::read_dir(&dir) {
-            Ok(files) => files,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+        let dir = folder(data_dir);
+        let listing = match list(&dir) {
+            Err(KeysError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
                 return Err(KeysError::None(dir));
             }
-            Err(error) => return Err(failed("read", &dir)(error)),
+            listed => listed?,
         };
-        let mut keys = BTreeMap::new();
-        for file in files {
-            let path = file.map_err(failed("read", &dir))?.path();
-            if path
-                .extension()
-                .is_some_and(|extension| extension == "json")
-            {
-                let key = load(&path)?;
-                keys.insert(key.id.clone(), key);
-            }
+        let mut known = Known::new();
+        for (file, ..) in &listing {
+            let key = load(&dir.join(file))?;
+            known.insert(key.id.clone(), key);
         }
-        if keys.is_empty() {
+        if known.is_empty() {
             return Err(KeysError::None(dir));
         }
-        Ok(Self(keys))
+        Ok(Self {
+            dir,
+            known: RwLock::new(known),
+            listing: Mutex::new(listing),
+        })
     }
 
     /// Finds a key by its id.
-    pub(crate) fn get(&self, id: &str) -> Option<&AccessKey> {
-        self.0.get(id)
+    pub(crate) fn get(&self, id: &str) -> Option<AccessKey> {
+        self.known().get(id).cloned()
     }
 
-    /// The key that `dormouse env` gives out.
-    pub(crate) fn first(&self) -> &AccessKey {
-        self.0
-            .values()
-            .next()
-            .expect("opened with at least one key")
+    /// All keys, by account and then by age.
+    pub(crate) fn all(&self) -> Vec<AccessKey> {
+        let mut keys: Vec<AccessKey> = self.known().values().cloned().collect();
+        keys.sort_by(|a, b| (&a.account, a.created_at).cmp(&(&b.account, b.created_at)));
+        keys
     }
+
+    /// The oldest key of an account.
+    pub(crate) fn first_of(&self, account: &AccountId) -> Option<AccessKey> {
+        self.all().into_iter().find(|key| key.account == *account)
+    }
+
+    /// Reads the folder again if it has changed. Blocks.
+    fn refresh(&self) -> Result<(), KeysError> {
+        // A panic here has changed nothing.
+        let mut last = self.listing.lock().unwrap_or_else(PoisonError::into_inner);
+        let listing = list(&self.dir)?;
+        if *last == listing {
+            return Ok(());
+        }
+        let mut known = Known::new();
+        for (file, ..) in &listing {
+            match load(&self.dir.join(file)) {
+                Ok(key) => {
+                    known.insert(key.id.clone(), key);
+                }
+                // Deleted since it was listed: the next look finds another listing.
+                Err(KeysError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => tracing::warn!(error = chain(&error), "access key is not used"),
+            }
+        }
+        tracing::info!(keys = known.len(), "access keys have changed");
+        *self.known.write().unwrap_or_else(PoisonError::into_inner) = known;
+        *last = listing;
+        Ok(())
+    }
+
+    /// Follows the folder until `stop`.
+    pub(crate) async fn follow(self: Arc<Self>, stop: CancellationToken) {
+        let mut failing = false;
+        while stop
+            .run_until_cancelled(tokio::time::sleep(limits::ACCESS_KEYS_CHECK))
+            .await
+            .is_some()
+        {
+            let refreshed = self.refresh_off_runtime().await;
+            if let Err(error) = &refreshed
+                && !failing
+            {
+                tracing::warn!(error = chain(error), "access keys were not read");
+            }
+            failing = refreshed.is_err();
+        }
+    }
+
+    /// Looks at the folder at once when a request names a key that is not known: it may have been made a
+    /// moment ago.
+    pub(crate) async fn meet(self: &Arc<Self>, request: &http::request::Parts) {
+        if let Some(id) = named_key(request)
+            && self.get(id).is_none()
+        {
+            // Failing, it says so the next time that the folder is followed.
+            drop(self.refresh_off_runtime().await);
+        }
+    }
+
+    async fn refresh_off_runtime(self: &Arc<Self>) -> Result<(), KeysError> {
+        let keys = Arc::clone(self);
+        let refreshed = tokio::task::spawn_blocking(move || keys.refresh()).await;
+        refreshed.unwrap_or(Ok(()))
+    }
+
+    fn known(&self) -> std::sync::RwLockReadGuard<'_, Known> {
+        // The map is replaced whole.
+        self.known.read().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn folder(data_dir: &Path) -> PathBuf {
+    data_dir.join("keys")
+}
+
+/// The key files of the folder, by name.
+fn list(dir: &Path) -> Result<Listing, KeysError> {
+    let mut listing = Listing::new();
+    for entry in std::fs::read_dir(dir).map_err(failed("read", dir))? {
+        let path = entry.map_err(failed("read", dir))?.path();
+        let (Some(name), true) = (
+            path.file_name(),
+            path.extension().is_some_and(|e| e == "json"),
+        ) else {
+            continue;
+        };
+        match std::fs::metadata(&path) {
+            Ok(file) => {
+                listing.push((name.to_owned(), file.ino(), file.mtime(), file.mtime_nsec()));
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(failed("read", &path)(error)),
+        }
+    }
+    listing.sort();
+    Ok(listing)
+}
+
+/// The id of the key that a request says it is signed with, in its header or its query.
+fn named_key(request: &http::request::Parts) -> Option<&str> {
+    let header = request.headers.get(http::header::AUTHORIZATION);
+    let header = header.and_then(|value| value.to_str().ok()).unwrap_or("");
+    let query = request.uri.query().unwrap_or("");
+    let after = |text: &'_ str, mark: &str| text.find(mark).map(|at| at + mark.len());
+    let rest = match (
+        after(header, "Credential="),
+        after(query, "X-Amz-Credential="),
+    ) {
+        (Some(start), _) => &header[start..],
+        (None, Some(start)) => &query[start..],
+        (None, None) => return None,
+    };
+    let end = rest.find(|c: char| !c.is_ascii_alphanumeric());
+    Some(&rest[..end.unwrap_or(rest.len())])
+}
+
+fn is_id(id: &str) -> bool {
+    (16..=128).contains(&id.len()) && id.bytes().all(|byte| byte.is_ascii_alphanumeric())
 }
 
 impl AccessKey {
@@ -140,6 +308,7 @@ impl AccessKey {
             id: ID_PREFIX.chars().chain(letters).collect(),
             secret: STANDARD.encode(secret).into(),
             account,
+            created_at: clock::now(),
         }
     }
 }
@@ -159,6 +328,7 @@ fn store(dir: &Path, key: &AccessKey) -> Result<(), KeysError> {
         access_key_id: key.id.clone(),
         secret_access_key: key.secret.expose_secret().to_owned(),
         account: key.account.clone(),
+        created_at_ms: key.created_at.0,
     })
     .expect("strings become JSON");
     let path = dir.join(format!("{}.json", key.id));
@@ -186,9 +356,8 @@ fn load(path: &Path) -> Result<AccessKey, KeysError> {
     let file: KeyFile = serde_json::from_slice(&text)
         // The parser's own words could quote the secret.
         .map_err(|error| malformed(format!("line {}, column {}", error.line(), error.column())))?;
-    let plain = |byte: u8| byte.is_ascii_alphanumeric();
     let id = file.access_key_id;
-    if !(16..=128).contains(&id.len()) || !id.bytes().all(plain) {
+    if !is_id(&id) {
         return Err(malformed(
             "access_key_id is not 16 to 128 letters and digits".to_owned(),
         ));
@@ -205,6 +374,7 @@ fn load(path: &Path) -> Result<AccessKey, KeysError> {
         id,
         secret: file.secret_access_key.into(),
         account: file.account,
+        created_at: Timestamp(file.created_at_ms),
     })
 }
 
@@ -231,13 +401,13 @@ mod tests {
         let data = tempfile::tempdir().unwrap();
         assert!(matches!(Keys::open(data.path()), Err(KeysError::None(_))));
         let made = Keys::open_or_create(data.path(), &account()).unwrap();
-        let key = made.first();
+        let key = made.first_of(&account()).unwrap();
         assert_eq!(key.id.len(), 20);
         assert!(key.id.starts_with("AKIA"));
         assert_eq!(key.secret.expose_secret().len(), 40);
 
         let found = Keys::open_or_create(data.path(), &account()).unwrap();
-        assert_eq!(found.0.len(), 1);
+        assert_eq!(found.all().len(), 1);
         let same = found.get(&key.id).unwrap();
         assert_eq!(same.secret.expose_secret(), key.secret.expose_secret());
         assert!(found.get("AKIAUNKNOWNUNKNOWN22").is_none());
@@ -247,11 +417,12 @@ mod tests {
     fn only_the_owner_may_read_a_key_and_no_text_shows_it() {
         let data = tempfile::tempdir().unwrap();
         let keys = Keys::open_or_create(data.path(), &account()).unwrap();
-        let path = data.path().join(format!("keys/{}.json", keys.first().id));
+        let first = keys.first_of(&account()).unwrap();
+        let path = data.path().join(format!("keys/{}.json", first.id));
         let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
         assert_eq!(mode(&path), 0o600);
         assert_eq!(mode(&data.path().join("keys")), 0o700);
-        assert!(!format!("{keys:?}").contains(keys.first().secret.expose_secret()));
+        assert!(!format!("{keys:?}").contains(first.secret.expose_secret()));
     }
 
     #[test]
@@ -270,5 +441,54 @@ mod tests {
             assert!(said.contains("keys/a.json"), "{said}");
             assert!(!said.contains("hush"), "{said}");
         }
+    }
+
+    #[test]
+    fn keys_come_and_go_while_they_are_in_use() {
+        let data = tempfile::tempdir().unwrap();
+        let keys = Keys::open_or_create(data.path(), &account()).unwrap();
+        let first = keys.first_of(&account()).unwrap();
+        let other = AccountId::parse("111111111111").unwrap();
+        let made = Keys::create(data.path(), other.clone()).unwrap();
+        assert!(keys.get(&made.id).is_none());
+        keys.refresh().unwrap();
+        assert_eq!(keys.get(&made.id).unwrap().account, other);
+        assert_eq!(keys.first_of(&account()).unwrap().id, first.id);
+        assert_eq!(keys.all().len(), 2);
+
+        std::fs::write(data.path().join("keys/bad.json"), "{").unwrap();
+        Keys::delete(data.path(), &first.id).unwrap();
+        keys.refresh().unwrap();
+        assert!(keys.get(&first.id).is_none());
+        assert!(keys.get(&made.id).is_some(), "a bad file harms no other");
+        for unknown in [first.id.as_str(), "../keys/bad", "bad", ""] {
+            let gone = Keys::delete(data.path(), unknown);
+            assert!(matches!(gone, Err(KeysError::Unknown(_))), "{unknown}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_key_that_was_made_a_moment_ago_is_met() {
+        let data = tempfile::tempdir().unwrap();
+        let keys = Arc::new(Keys::open_or_create(data.path(), &account()).unwrap());
+        for header in [true, false] {
+            let made = Keys::create(data.path(), account()).unwrap();
+            let credential = format!("{}/20260101/us-east-1/lambda/aws4_request", made.id);
+            let request = match header {
+                true => http::Request::get("/").header(
+                    "authorization",
+                    format!("AWS4-HMAC-SHA256 Credential={credential}, SignedHeaders=host"),
+                ),
+                false => {
+                    let credential = credential.replace('/', "%2F");
+                    http::Request::get(format!("/?a=b&X-Amz-Credential={credential}&c=d"))
+                }
+            };
+            let (parts, ()) = request.body(()).unwrap().into_parts();
+            keys.meet(&parts).await;
+            assert!(keys.get(&made.id).is_some());
+        }
+        let (parts, ()) = http::Request::get("/").body(()).unwrap().into_parts();
+        keys.meet(&parts).await;
     }
 }

@@ -1,13 +1,16 @@
 //! `dormouse`: the daemon and its command line.
 
 mod acceleration;
+mod admission;
 mod api;
 mod app;
 mod assets;
 mod builds;
+mod cache;
 mod cli;
 mod config;
 mod daemon;
+mod deletions;
 mod doctor;
 mod http;
 mod keys;
@@ -16,6 +19,7 @@ mod retention;
 mod s3;
 mod serve;
 mod telemetry;
+mod throttle;
 mod upstreams;
 
 use clap::Parser;

@@ -2,7 +2,7 @@
 
 use crate::config::{OutsideS3, S3Source};
 use crate::s3;
-use dormouse_core::limits;
+use dormouse_core::{AccountId, limits};
 use futures_util::StreamExt;
 use object_store::aws::AmazonS3Builder;
 use object_store::path::Path as ObjectPath;
@@ -103,11 +103,16 @@ impl Objects {
         }
     }
 
-    /// Copies the object at `uri` to the file `to`; returns its size in bytes. The file is complete or,
-    /// after an error, gone.
-    pub(crate) async fn fetch(&self, uri: &str, to: &Path) -> Result<u64, ObjectError> {
+    /// Copies the account's object at `uri` to the file `to`; returns its size in bytes. The file is complete
+    /// or, after an error, gone.
+    pub(crate) async fn fetch(
+        &self,
+        account: &AccountId,
+        uri: &str,
+        to: &Path,
+    ) -> Result<u64, ObjectError> {
         let uri = ObjectUri::parse(uri).ok_or(ObjectError::Uri)?;
-        let (store, path) = self.locate(&uri).await?;
+        let (store, path) = self.locate(account, &uri).await?;
         let fetched = download(store.as_ref(), &path, to).await;
         if fetched.is_err()
             && let Err(error) = tokio::fs::remove_file(to).await
@@ -120,11 +125,12 @@ impl Objects {
 
     async fn locate(
         &self,
+        account: &AccountId,
         uri: &ObjectUri,
     ) -> Result<(Arc<dyn ObjectStore>, ObjectPath), ObjectError> {
         match self {
             Self::Embedded(s3) => s3
-                .locate(&uri.bucket, &uri.key)
+                .locate(account, &uri.bucket, &uri.key)
                 .await
                 .map_err(embedded_error),
             Self::Outside(outside) => {
@@ -191,6 +197,7 @@ fn embedded_error(error: s3::StorageError) -> ObjectError {
     match error {
         s3::StorageError::NoSuchBucket => ObjectError::NoSuchBucket,
         s3::StorageError::NoSuchKey => ObjectError::NoSuchKey,
+        s3::StorageError::AccessDenied => ObjectError::AccessDenied,
         error => ObjectError::Read(error.into()),
     }
 }
@@ -228,7 +235,6 @@ fn says(error: &(dyn Error + 'static), word: &str) -> bool {
 mod tests {
     use super::*;
     use crate::keys::Keys;
-    use dormouse_core::AccountId;
     use hyper::service::service_fn;
     use hyper_util::rt::{TokioExecutor, TokioIo};
     use hyper_util::server::conn::auto;
@@ -249,10 +255,10 @@ mod tests {
     impl Served {
         async fn start() -> Self {
             let folder = tempfile::tempdir().unwrap();
-            let account = AccountId::parse("000000000000").unwrap();
+            let account = owner();
             let keys = Arc::new(Keys::open_or_create(folder.path(), &account).unwrap());
-            let key = keys.first().clone();
-            let s3 = s3::Service::open(folder.path(), "us-east-1", keys)
+            let key = keys.first_of(&account).unwrap();
+            let s3 = s3::Service::open(folder.path(), "us-east-1", keys, &account)
                 .await
                 .unwrap();
             let address = serve(s3.clone()).await;
@@ -278,7 +284,7 @@ mod tests {
 
         async fn fetch(&self, objects: &Objects, uri: &str) -> Result<Vec<u8>, ObjectError> {
             let to = self.folder.path().join("fetched");
-            let fetched = objects.fetch(uri, &to).await;
+            let fetched = objects.fetch(&owner(), uri, &to).await;
             assert_eq!(fetched.is_ok(), to.exists(), "{uri}");
             let size = fetched?;
             let content = std::fs::read(&to).unwrap();
@@ -286,6 +292,10 @@ mod tests {
             assert_eq!(content.len() as u64, size);
             Ok(content)
         }
+    }
+
+    fn owner() -> AccountId {
+        AccountId::parse("000000000000").unwrap()
     }
 
     async fn serve(s3: s3::Service) -> SocketAddr {
@@ -311,7 +321,7 @@ mod tests {
     #[tokio::test]
     async fn an_artifact_is_read_alike_from_the_embedded_and_from_another_s3() {
         let served = Served::start().await;
-        served.s3.create_bucket("bucket").await.unwrap();
+        served.s3.create_bucket("bucket", &owner()).await.unwrap();
         served.put("path/to app.zip", b"content").await;
         served.put("empty", b"").await;
         for source in [
@@ -337,6 +347,21 @@ mod tests {
                 let error = served.fetch(&objects, uri).await.unwrap_err();
                 assert_eq!(error.code(), code, "{uri}: {error:?}");
             }
+        }
+    }
+
+    #[tokio::test]
+    async fn an_artifact_of_another_account_is_not_read() {
+        let served = Served::start().await;
+        served.s3.create_bucket("bucket", &owner()).await.unwrap();
+        served.put("app.zip", b"content").await;
+        let other = AccountId::parse("111111111111").unwrap();
+        let to = served.folder.path().join("fetched");
+        let objects = Objects::new(&S3Source::Embedded, served.s3.clone());
+        for key in ["app.zip", "none"] {
+            let uri = format!("s3://bucket/{key}");
+            let error = objects.fetch(&other, &uri, &to).await.unwrap_err();
+            assert_eq!(error.code(), "S3_ACCESS_DENIED", "{error:?}");
         }
     }
 

@@ -1,5 +1,6 @@
 //! Forgets what nobody needs any more: MicroVMs that ended long ago, and client tokens that have expired.
 
+use dormouse_core::egress::Egress;
 use dormouse_core::limits;
 use dormouse_core::microvm::Record;
 use dormouse_core::time::Timestamp;
@@ -48,6 +49,7 @@ async fn sweep(store: &Store, now: Timestamp) -> Result<usize, StoreError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use dormouse_core::hook::Hooks;
     use dormouse_core::microvm::State;
     use dormouse_core::{AccountId, BuildId, EndpointId, ImageArn, MicrovmId};
     use uuid::Uuid;
@@ -70,7 +72,10 @@ mod tests {
             idle_policy: None,
             ingress_connectors: Vec::new(),
             egress_connectors: Vec::new(),
+            egress: Egress::default(),
             execution_role: None,
+            hooks: Hooks::default(),
+            run_hook_payload: None,
         }
     }
 

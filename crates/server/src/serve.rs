@@ -1,17 +1,22 @@
 //! `dormouse serve`: puts the parts together, runs until it is told to stop, and leaves MicroVMs running.
 
 use crate::acceleration;
+use crate::admission::Admission;
+use crate::api;
 use crate::app::App;
 use crate::assets::Assets;
 use crate::builds::Builds;
-use crate::config::Config;
+use crate::cache;
+use crate::config::{Config, MANAGED_BASE};
 use crate::daemon::{DaemonFile, DataLock};
+use crate::deletions::Deletions;
 use crate::http::{self, Service};
 use crate::keys::Keys;
 use crate::objects::Objects;
 use crate::retention;
 use crate::s3;
 use crate::telemetry;
+use crate::throttle::Throttle;
 use crate::upstreams::LocalUpstreams;
 use anyhow::{Context, Result};
 use dormouse_api::page::PageKey;
@@ -21,6 +26,7 @@ use dormouse_ingress::{Authority, Ingress, TokenKeys};
 use dormouse_node::boot::BootFiles;
 use dormouse_node::driver::Means;
 use dormouse_node::host::slot::{SlotConfig, SlotPool};
+use dormouse_node::layers::LayerCache;
 use dormouse_node::layout::Layout;
 use dormouse_node::lifecycle::Host;
 use dormouse_node::node::Node;
@@ -33,9 +39,6 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
-
-/// What a Dockerfile's FROM calls the managed base image.
-const MANAGED_BASE: &str = "localhost/debian:12";
 
 /// Runs the daemon until SIGTERM or SIGINT.
 pub(crate) async fn run(config: Config) -> Result<()> {
@@ -74,17 +77,41 @@ impl Running {
         let ingress = listen(config.ingress_addr, "ingress_addr").await?;
 
         let images = prepare_images(&layout, &assets).await?;
+        let images = config.base_images.images(images);
         let slots = SlotPool::start(slot_config(&config))
             .await
             .context("network slots")?;
         let means = Arc::new(means(&config, &layout, &assets, Arc::clone(&slots)).await?);
         let node = Node::start(Arc::clone(&means)).await?;
-        let s3 = s3::Service::open(&data_dir, &config.region, Arc::clone(&keys)).await;
+        let s3 = s3::Service::open(
+            &data_dir,
+            &config.region,
+            Arc::clone(&keys),
+            &config.account,
+        )
+        .await;
         let s3 = s3.context("embedded S3")?;
         let objects = Objects::new(&config.s3, s3.clone());
         let region = config.region.clone();
         let at_once = config.builds_at_once;
-        let builds = Builds::start(Arc::clone(&means), images, objects, region, at_once).await?;
+        let per_account = config.quotas.concurrent_builds;
+        let builds = Builds::start(
+            Arc::clone(&means),
+            images,
+            objects,
+            region,
+            config.build.clone(),
+            at_once,
+            per_account,
+        )
+        .await?;
+        let admission = Arc::new(Admission::open(node.clone(), &means.store).await?);
+        let deletions = Deletions::start(
+            Arc::clone(&means),
+            Arc::clone(&builds),
+            Arc::clone(&admission),
+        )
+        .await?;
 
         let (authority, tokens) = credentials(&data_dir)?;
         let app = Arc::new(App {
@@ -92,10 +119,16 @@ impl Running {
             store: means.store.clone(),
             node: Arc::clone(&node),
             builds,
+            deletions,
+            admission,
+            throttle: Throttle::new(config.quotas.calls.clone()),
             tokens: Arc::clone(&tokens),
             pages: PageKey::new(&page_secret()?),
             config,
         });
+        api::resume_connectors(&app)
+            .await
+            .context("network connectors")?;
         let tls = authority.server_config(&app.config.endpoint_domain, &[])?;
         let proxy = Arc::new(Ingress::new(
             dormouse_ingress::Config::new(&app.config.endpoint_domain),
@@ -112,6 +145,7 @@ impl Running {
         .await?;
 
         let stop = CancellationToken::new();
+        let followed = Arc::clone(&keys);
         let service = Arc::new(Service {
             app: Arc::clone(&app),
             keys,
@@ -119,6 +153,12 @@ impl Running {
         });
         let tasks = vec![
             tokio::spawn(http::serve(api, service, stop.clone())),
+            tokio::spawn(cache::run(
+                Arc::clone(&means),
+                app.config.build.clone(),
+                stop.clone(),
+            )),
+            tokio::spawn(followed.follow(stop.clone())),
             tokio::spawn(retention::run(app.store.clone(), stop.clone())),
             tokio::spawn(dormouse_ingress::serve(ingress, proxy, stop.clone())),
         ];
@@ -138,6 +178,7 @@ impl Running {
         for task in self.tasks {
             let _ = task.await;
         }
+        self.app.deletions.stop().await;
         self.app.builds.stop().await;
         self.app.node.stop().await;
         self.slots.stop().await;
@@ -196,6 +237,7 @@ async fn means(
             layout: layout.clone(),
             vmm: Arc::new(vmm),
             boot,
+            layers: Arc::new(LayerCache::new(&layout.layers())),
         },
         store: Store::sqlite(&config.data_dir.join("dormouse.db")).await?,
         transitions: Semaphore::new(limits::TRANSITIONS_AT_ONCE),
@@ -214,6 +256,7 @@ fn slot_config(config: &Config) -> SlotConfig {
     }
     slots.block = config.network.block.clone();
     slots.allow = config.network.allow.clone();
+    slots.reachable = config.network.subnets.values().flatten().copied().collect();
     slots.resolvers = config.network.dns.clone();
     slots
 }

@@ -18,6 +18,12 @@ pub enum Kind {
     Microvm,
     /// A request that may be repeated.
     ClientToken,
+    /// A network connector.
+    Connector,
+    /// A version of a network connector.
+    ConnectorVersion,
+    /// The name of a network connector.
+    ConnectorName,
 }
 
 impl Kind {
@@ -30,6 +36,9 @@ impl Kind {
             Self::Build => "build",
             Self::Microvm => "microvm",
             Self::ClientToken => "client-token",
+            Self::Connector => "connector",
+            Self::ConnectorVersion => "connector-version",
+            Self::ConnectorName => "connector-name",
         }
     }
 }

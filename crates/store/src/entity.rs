@@ -107,7 +107,7 @@ pub struct ClientToken {
     pub token: String,
     /// Hash of the request: another request under the same token is a mistake of the caller.
     pub request_hash: String,
-    /// Key of what the request made.
+    /// Key of what the request made; the token is listed under it, to be forgotten together with it.
     pub result: String,
     /// When the token is forgotten.
     pub expires_at: Timestamp,
@@ -121,7 +121,7 @@ impl ClientToken {
     }
 }
 
-/// Keyed by [`ClientToken::key_of`].
+/// Keyed by [`ClientToken::key_of`], listed under the key of what it made.
 impl Entity for ClientToken {
     const KIND: Kind = Kind::ClientToken;
 
@@ -131,5 +131,9 @@ impl Entity for ClientToken {
 
     fn account(&self) -> &AccountId {
         &self.account
+    }
+
+    fn parent(&self) -> String {
+        self.result.clone()
     }
 }

@@ -14,6 +14,7 @@
 //! [`StoreError::Stale`] when another writer was faster. Several changes go through together or not at all.
 
 mod backend;
+mod connector;
 mod entity;
 mod error;
 mod memory;
@@ -22,6 +23,7 @@ mod sqlite;
 mod store;
 
 pub use backend::{Backend, Kind, NewRow, Order, Query, Row, Write, Written};
+pub use connector::{ConnectorName, connector_version_key};
 pub use entity::{ClientToken, Entity, version_key};
 pub use error::StoreError;
 pub use memory::Memory;

@@ -368,6 +368,7 @@ fn sample_image(name: &str) -> image::Image {
         state: image::ImageState::Creating,
         created_at: Timestamp(1),
         updated_at: Timestamp(1),
+        last_version: 1,
         latest_active_version: None,
         latest_failed_version: None,
         tags: BTreeMap::from([("key".to_owned(), "value".to_owned())]),
@@ -383,6 +384,7 @@ fn sample_build(image: &image::Image, version: &str) -> image::Build {
         state: image::VersionState::Pending,
         state_reason: None,
         created_at: Timestamp(2),
+        memory_mib: 512,
         sizes: None,
     }
 }

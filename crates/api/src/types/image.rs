@@ -1,4 +1,4 @@
-//! Images, their versions, and the builds that make them.
+//! Images.
 
 use super::{EpochSeconds, Logging, Page};
 use crate::Sensitive;
@@ -13,6 +13,7 @@ pub type Tags = BTreeMap<String, String>;
 /// What an image version is built from and how: what a client gives when it creates or updates an
 /// image, and what the version then shows, with defaults filled in.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct ImageSettings {
     /// Extra operating system capabilities of the app.
@@ -43,6 +44,7 @@ pub struct ImageSettings {
 
 /// Creates an image and builds its first version.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct CreateMicrovmImageRequest {
     /// What to build.
@@ -58,6 +60,7 @@ pub struct CreateMicrovmImageRequest {
 
 /// A zip in S3: a union of one member.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub enum CodeArtifact {
     /// `s3://BUCKET/KEY`.
@@ -66,6 +69,7 @@ pub enum CodeArtifact {
 
 /// Extra operating system capabilities.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum Capability {
     /// All of them.
@@ -74,6 +78,7 @@ pub enum Capability {
 
 /// A kind of processor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct CpuConfiguration {
     /// Its instruction set.
@@ -82,6 +87,7 @@ pub struct CpuConfiguration {
 
 /// An instruction set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub enum Architecture {
     /// 64-bit Arm.
     #[serde(rename = "ARM_64")]
@@ -93,6 +99,7 @@ pub enum Architecture {
 
 /// A maker of processors.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 #[expect(missing_docs, reason = "AWS's own names")]
 pub enum Chipset {
@@ -102,6 +109,7 @@ pub enum Chipset {
 
 /// Memory of a MicroVM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Resources {
     /// Baseline memory in MiB.
     #[serde(rename = "minimumMemoryInMiB")]
@@ -110,6 +118,7 @@ pub struct Resources {
 
 /// What the app wants to be told, and on which port.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct Hooks {
     /// The port on which the app answers hooks.
@@ -122,6 +131,7 @@ pub struct Hooks {
 
 /// Hooks in the life of a MicroVM; times in seconds, 1 to 60.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 #[expect(missing_docs, reason = "four hooks and their time limits in seconds")]
 pub struct MicrovmHooks {
@@ -137,6 +147,7 @@ pub struct MicrovmHooks {
 
 /// Hooks while the image is built; times in seconds, 1 to 3600.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 #[expect(missing_docs, reason = "two hooks and their time limits in seconds")]
 pub struct MicrovmImageHooks {
@@ -148,6 +159,7 @@ pub struct MicrovmImageHooks {
 
 /// Whether a hook is called; not called when absent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 #[expect(missing_docs, reason = "the names say it")]
 pub enum HookState {
@@ -155,17 +167,33 @@ pub enum HookState {
     Enabled,
 }
 
-/// A new image.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+/// Replaces what an image is built from and builds its next version. Nothing is inherited from the
+/// version before.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
-pub struct CreateMicrovmImageResponse {
+pub struct UpdateMicrovmImageRequest {
+    /// The image's ARN.
+    pub image_identifier: String,
+    /// What to build.
+    #[serde(flatten)]
+    pub settings: ImageSettings,
+    /// Makes repeats of this request one version.
+    pub client_token: Option<String>,
+}
+
+/// An image with the version that is being built.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct UpdateMicrovmImageResponse {
     /// What is being built, defaults filled in.
     #[serde(flatten)]
     pub settings: ImageSettings,
     /// Members that no model names.
     #[serde(flatten)]
     pub unmodelled: UnmodelledSettings,
-    /// When it was created.
+    /// When the image was created.
     pub created_at: EpochSeconds,
     /// A UUID beside the ARN; no model names it.
     pub id: String,
@@ -181,14 +209,25 @@ pub struct CreateMicrovmImageResponse {
     pub name: String,
     /// Where it is in its life.
     pub state: MicrovmImageState,
-    /// Null here whatever was given, as on AWS.
-    pub tags: Option<Tags>,
     /// When it last changed.
     pub updated_at: EpochSeconds,
 }
 
+/// A new image.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct CreateMicrovmImageResponse {
+    /// All that an update answers, too.
+    #[serde(flatten)]
+    pub image: UpdateMicrovmImageResponse,
+    /// Null here whatever was given, as on AWS.
+    pub tags: Option<Tags>,
+}
+
 /// Members beside [`ImageSettings`] that AWS sends though no model names them; always null so far.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 #[expect(missing_docs, reason = "AWS documents neither")]
 pub struct UnmodelledSettings {
@@ -198,16 +237,18 @@ pub struct UnmodelledSettings {
 
 /// Reads one image.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
-pub struct GetMicrovmImageRequest {
+pub struct GetMicrovmImageInput {
     /// The image's ARN.
     pub image_identifier: String,
 }
 
 /// An image.
 #[derive(Debug, Clone, PartialEq, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
-pub struct GetMicrovmImageResponse {
+pub struct GetMicrovmImageOutput {
     /// The image, as lists show it.
     #[serde(flatten)]
     pub summary: MicrovmImageSummary,
@@ -217,6 +258,7 @@ pub struct GetMicrovmImageResponse {
 
 /// An image in a list.
 #[derive(Debug, Clone, PartialEq, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct MicrovmImageSummary {
     /// When it was created.
@@ -239,6 +281,7 @@ pub struct MicrovmImageSummary {
 
 /// Where an image is in its life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 #[expect(missing_docs, reason = "AWS's own states")]
 pub enum MicrovmImageState {
@@ -255,6 +298,7 @@ pub enum MicrovmImageState {
 
 /// Reads the images, a page at a time.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct ListMicrovmImagesRequest {
     /// Most items on the page, 1 to 50; counted before the filter.
@@ -268,156 +312,16 @@ pub struct ListMicrovmImagesRequest {
 /// One page of images.
 pub type ListMicrovmImagesResponse = Page<MicrovmImageSummary>;
 
-/// Reads one version of an image.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+/// Ends an image with all its versions.
+pub type DeleteMicrovmImageInput = GetMicrovmImageInput;
+
+/// An image on its way out.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
-pub struct GetMicrovmImageVersionRequest {
+pub struct DeleteMicrovmImageOutput {
     /// The image's ARN.
     pub image_identifier: String,
-    /// The version, as in `1.0`.
-    pub image_version: String,
-}
-
-/// A version of an image: what Get answers and what lists hold.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct MicrovmImageVersion {
-    /// What it is built from, defaults filled in.
-    #[serde(flatten)]
-    pub settings: ImageSettings,
-    /// Members that no model names.
-    #[serde(flatten)]
-    pub unmodelled: UnmodelledSettings,
-    /// When it was created.
-    pub created_at: EpochSeconds,
-    /// Its image.
-    pub image_arn: String,
-    /// Its number, as in `1.0`.
-    pub image_version: String,
     /// Where it is in its life.
-    pub state: MicrovmImageVersionState,
-    /// Null on AWS whatever happened: the reason is on the build.
-    pub state_reason: Option<String>,
-    /// Whether it may be launched.
-    pub status: MicrovmImageVersionStatus,
-    /// Null, as on AWS: tags belong to the image.
-    pub tags: Option<Tags>,
-    /// When it last changed.
-    pub updated_at: EpochSeconds,
-    /// The state and the hour that it was reached in, `SUCCESSFUL#yymmddHH`; no model names it.
-    pub version_state_time_bucket: Option<String>,
-}
-
-/// The answer to Get.
-pub type GetMicrovmImageVersionResponse = MicrovmImageVersion;
-
-/// Where an image version is in its life.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
-#[expect(missing_docs, reason = "AWS's own states")]
-pub enum MicrovmImageVersionState {
-    Pending,
-    InProgress,
-    Successful,
-    Failed,
-    Deleting,
-    Deleted,
-    DeleteFailed,
-}
-
-/// Whether an image version may be launched.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
-#[expect(missing_docs, reason = "the names say it")]
-pub enum MicrovmImageVersionStatus {
-    Active,
-    Inactive,
-}
-
-/// Reads one build.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct GetMicrovmImageBuildRequest {
-    /// The image's ARN.
-    pub image_identifier: String,
-    /// The version, as in `1.0`.
-    pub image_version: String,
-    /// The build's id.
-    pub build_id: String,
-}
-
-/// A build of an image version for one kind of processor.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct GetMicrovmImageBuildResponse {
-    /// The instruction set that it is for.
-    pub architecture: Architecture,
-    /// Its id.
-    pub build_id: String,
-    /// Where it is in its life.
-    pub build_state: BuildState,
-    /// The maker of the processor that it is for.
-    pub chipset: Chipset,
-    /// That processor's generation.
-    pub chipset_generation: String,
-    /// When it was created.
-    pub created_at: EpochSeconds,
-    /// Its image.
-    pub image_arn: String,
-    /// Its image version, as in `1.0`.
-    pub image_version: String,
-    /// Sizes of what it made, as far as it came.
-    pub snapshot_build: Option<SnapshotBuild>,
-    /// Why it failed.
-    pub state_reason: Option<String>,
-    /// Present on the wire though no model names it; always null so far.
-    pub termination_reason_code: Option<String>,
-}
-
-/// Where a build is in its life.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
-#[expect(missing_docs, reason = "AWS's own states")]
-pub enum BuildState {
-    Pending,
-    InProgress,
-    Successful,
-    Failed,
-}
-
-/// Sizes of a build's parts, in bytes.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct SnapshotBuild {
-    /// The app's files, as built from the Dockerfile.
-    pub code_install_size_in_bytes: Option<i64>,
-    /// What the app wrote to its disk before the snapshot.
-    pub disk_snapshot_size_in_bytes: Option<i64>,
-    /// The memory image.
-    pub memory_snapshot_size_in_bytes: Option<i64>,
-}
-
-/// Reads the managed images, a page at a time.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct ListManagedMicrovmImagesRequest {
-    /// Most items on the page, 1 to 50.
-    pub max_results: Option<i32>,
-    /// Where the page begins; from an earlier page.
-    pub next_token: Option<String>,
-}
-
-/// One page of managed images.
-pub type ListManagedMicrovmImagesResponse = Page<ManagedMicrovmImageSummary>;
-
-/// A managed image in a list.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct ManagedMicrovmImageSummary {
-    /// When it was created.
-    pub created_at: EpochSeconds,
-    /// Its ARN.
-    pub image_arn: String,
-    /// When it last changed.
-    pub updated_at: EpochSeconds,
+    pub state: MicrovmImageState,
 }

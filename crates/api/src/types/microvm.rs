@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 /// Launches a MicroVM from an image.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct RunMicrovmRequest {
     /// Connectors that let traffic in; absent and empty both mean the default.
@@ -32,6 +33,7 @@ pub struct RunMicrovmRequest {
 
 /// When a MicroVM without traffic goes to sleep, and what then.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct IdlePolicy {
     /// Whether traffic wakes it.
@@ -44,6 +46,7 @@ pub struct IdlePolicy {
 
 /// Names one MicroVM: the whole request of Get, Suspend, Resume and Terminate.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct MicrovmRequest {
     /// The MicroVM's id.
@@ -61,6 +64,7 @@ pub type TerminateMicrovmRequest = MicrovmRequest;
 
 /// Reads the MicroVMs, a page at a time.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct ListMicrovmsRequest {
     /// Most items on the page, 1 to 50.
@@ -78,6 +82,7 @@ pub type ListMicrovmsResponse = Page<MicrovmItem>;
 
 /// A MicroVM, as Run and Get answer it.
 #[derive(Debug, Clone, PartialEq, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct Microvm {
     /// Connectors that let traffic out, defaults filled in.
@@ -117,6 +122,7 @@ pub type GetMicrovmResponse = Microvm;
 
 /// A MicroVM in a list.
 #[derive(Debug, Clone, PartialEq, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct MicrovmItem {
     /// Its image.
@@ -133,6 +139,7 @@ pub struct MicrovmItem {
 
 /// Where a MicroVM is in its life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 #[expect(missing_docs, reason = "AWS's own states")]
 pub enum MicrovmState {

@@ -91,7 +91,7 @@ pub(super) fn checked_path(name: &str) -> Result<String, &'static str> {
 /// `..` may only stand at the target's start and may only climb to the root. By induction no chain of
 /// such links leaves: each of them ends at or below the root, and the plain names that follow can only
 /// lead down or into another such link.
-pub(super) fn checked_link_target(path: &str, reader: impl Read) -> Result<String, &'static str> {
+pub(crate) fn checked_link_target(path: &str, reader: impl Read) -> Result<String, &'static str> {
     let mut target = String::new();
     let read = reader
         .take(TARGET_BYTES_MAX + 1)

@@ -88,6 +88,37 @@ impl<W: Write> Archive<W> {
         sent.map_err(ContextError::Send)
     }
 
+    /// Appends a file that the Dockerfile holds.
+    pub(super) fn text(&mut self, name: &str, content: &str) -> Result<(), ContextError> {
+        const MODE: u32 = 0o644;
+        self.file(name, name, MODE, content.len() as u64, content.as_bytes())
+    }
+
+    /// Digests a file that goes another way.
+    pub(super) fn digest_only(
+        &mut self,
+        path: &str,
+        bytes: u64,
+        file: impl Read,
+    ) -> Result<(), ContextError> {
+        self.count(bytes)?;
+        self.note(&[b"archive", path.as_bytes(), &bytes.to_be_bytes()]);
+        let mut content = Exactly {
+            inner: file,
+            left: bytes,
+            digest: &mut self.digest,
+            error: None,
+        };
+        std::io::copy(&mut content, &mut std::io::sink())
+            .map(drop)
+            .map_err(|error| read_error(path, error))
+    }
+
+    /// How many entries there are, those included that go another way.
+    pub(super) fn entries(&self) -> usize {
+        self.entries
+    }
+
     /// Ends the tar; answers the digest in hex and the tar's length.
     pub(super) fn finish(self) -> Result<(String, u64), ContextError> {
         let mut out = self.tar.into_inner().map_err(ContextError::Send)?;

@@ -1,7 +1,7 @@
 //! `.dockerignore`: which files a build does not see.
 
 use super::{ContextError, read_error};
-use crate::glob::{Dialect, Fuel, Glob, OutOfFuel};
+use dormouse_core::glob::{Dialect, Fuel, Glob, OutOfFuel};
 use dormouse_core::limits;
 use std::io::Read;
 
@@ -57,6 +57,39 @@ impl Ignore {
             rules.push(Rule { glob, exception });
         }
         Ok(Self { rules })
+    }
+
+    /// The rules of a copy step's `--exclude` options.
+    pub(super) fn of_patterns(patterns: &[String]) -> Result<Self, ContextError> {
+        let rule = |pattern: &String| {
+            let (bare, exception) = match pattern.strip_prefix('!') {
+                Some(rest) => (rest, true),
+                None => (pattern.as_str(), false),
+            };
+            let glob = Glob::new(&clean(bare), Dialect::Ignore);
+            let glob = glob.map_err(|problem| ContextError::Pattern {
+                pattern: pattern.clone(),
+                problem,
+            })?;
+            Ok(Rule { glob, exception })
+        };
+        let rules = patterns.iter().map(rule);
+        let rules = rules.collect::<Result<Vec<_>, ContextError>>()?;
+        Ok(Self { rules })
+    }
+
+    /// Whether a path is ignored, by itself or with a folder that it lies in.
+    pub(super) fn ignores(&self, path: &str, fuel: &Fuel) -> Result<bool, OutOfFuel> {
+        if self.rules.is_empty() {
+            return Ok(false);
+        }
+        let mut matched = self.root();
+        let ends = path.match_indices('/').map(|(slash, _)| slash);
+        let mut ignored = false;
+        for end in ends.chain([path.len()]) {
+            (ignored, matched) = self.decide(&path[..end], &matched, fuel)?;
+        }
+        Ok(ignored)
     }
 
     /// Whether nothing that is ignored can hold something that is not.

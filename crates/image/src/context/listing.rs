@@ -2,7 +2,7 @@
 
 use super::ignore::{Ignore, Matched};
 use super::{ContextError, read_error};
-use crate::glob::Fuel;
+use dormouse_core::glob::Fuel;
 use dormouse_core::limits;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -22,7 +22,7 @@ pub(super) struct Listing {
 
 /// One thing in the context. Modes are permission bits.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Node {
+pub(crate) enum Node {
     File { mode: u32, bytes: u64 },
     Folder { mode: u32 },
     Link { target: String },

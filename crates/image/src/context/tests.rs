@@ -25,11 +25,19 @@ fn context(files: &[(&str, &str)]) -> (tempfile::TempDir, Context) {
 
 fn step(sources: &[&str], dest: &str) -> CopyStep {
     CopyStep {
-        sources: sources.iter().map(|source| (*source).to_owned()).collect(),
+        from: crate::dockerfile::Source::Context,
+        sources: sources
+            .iter()
+            .map(|source| CopySource::Path((*source).to_owned()))
+            .collect(),
         dest: dest.to_owned(),
         owner: String::new(),
         chmod: None,
-        is_add: false,
+        checksum: None,
+        parents: false,
+        excludes: Vec::new(),
+        unpack_files: false,
+        unpack_urls: false,
     }
 }
 
@@ -327,36 +335,147 @@ fn chmod_applies_to_files_and_folders() {
 }
 
 #[test]
-fn add_refuses_archives_and_copy_takes_them() {
+fn archives_go_by_themselves_when_they_are_to_be_unpacked() {
     let mut tar = tar::Builder::new(Vec::new());
     tar.append_data(&mut header_of(1), "x", &b"x"[..]).unwrap();
     let tar = tar.into_inner().unwrap();
+    let mut digests = BTreeSet::new();
     for content in [
         tar.as_slice(),
         b"\x1f\x8b\x08rest",
         b"BZh9rest",
         b"\xfd7zXZ\0rest",
+        b"\x28\xb5\x2f\xfdrest",
     ] {
-        let (folder, _) = context(&[]);
+        let (folder, _) = context(&[("plain", "x")]);
         fs::write(folder.path().join("pack"), content).unwrap();
         let context = Context::open(folder.path()).unwrap();
-        let copy = step(&["pack"], "/x");
-        assert!(context.copy_output(&copy).unwrap().spec.as_file);
+        let copied = context.copy_output(&step(&["pack"], "/x")).unwrap();
+        assert!(copied.spec.as_file && copied.archives.is_empty());
         let add = CopyStep {
-            is_add: true,
-            ..copy
+            unpack_files: true,
+            ..step(&["pack", "plain"], "/x/")
         };
-        assert!(matches!(
-            context.copy_output(&add),
-            Err(ContextError::Archive { .. })
-        ));
+        let added = context.copy_output(&add).unwrap();
+        assert_eq!(
+            (added.entries, added.archives),
+            (1, vec!["pack".to_owned()])
+        );
+        assert!(digests.insert(added.digest));
+
+        let mut sent = Vec::new();
+        let spec = context.file_tar(&step(&["pack"], "/x"), "pack", &mut sent);
+        assert!(spec.unwrap().as_file);
+        let mut archive = tar::Archive::new(sent.as_slice());
+        let mut entry = archive.entries().unwrap().next().unwrap().unwrap();
+        let mut found = Vec::new();
+        entry.read_to_end(&mut found).unwrap();
+        assert_eq!(found, content);
     }
+}
+
+#[test]
+fn parents_and_excludes_choose_names_and_files() {
     let (_folder, context) = context(APP);
-    let add = CopyStep {
-        is_add: true,
-        ..step(&["app.py"], "/x")
+    let parents = |sources: &[&str]| CopyStep {
+        parents: true,
+        ..step(sources, "/to")
     };
-    assert!(context.copy_output(&add).is_ok());
+    let excluding = |sources: &[&str], excludes: &[&str]| CopyStep {
+        excludes: excludes
+            .iter()
+            .map(|pattern| (*pattern).to_owned())
+            .collect(),
+        ..step(sources, "/to/")
+    };
+    let shown = [
+        show(&context, &parents(&["src/deep/c.txt", "app.py"])),
+        show(&context, &parents(&["./src/./deep/c.txt"])),
+        show(&context, &parents(&["src/**/*.txt"])),
+        show(&context, &parents(&["src/deep"])),
+        show(&context, &excluding(&["src"], &["*.md", "deep"])),
+        show(&context, &excluding(&["src"], &["**/*.txt", "!a.txt"])),
+        show(&context, &excluding(&["src/*.*"], &["*.md"])),
+    ];
+    expect![[r#"
+        to /to
+        Directory src 755 
+        Directory src/deep 755 
+        Regular src/deep/c.txt 644 c
+        Regular app.py 644 py
+        --
+        to /to
+        Directory deep 755 
+        Regular deep/c.txt 644 c
+        --
+        to /to
+        Directory src 755 
+        Regular src/a.txt 644 a
+        Directory src/deep 755 
+        Regular src/deep/c.txt 644 c
+        --
+        to /to
+        Directory src 755 
+        Directory src/deep 755 
+        Regular src/deep/c.txt 644 c
+        src/deep/up -> ../a.txt
+        --
+        to /to
+        Regular a.txt 644 a
+        --
+        to /to
+        Regular a.txt 644 a
+        Regular b.md 644 b
+        Directory deep 755 
+        deep/up -> ../a.txt
+        --
+        to /to
+        Regular a.txt 644 a
+    "#]]
+    .assert_eq(&shown.join("--\n"));
+}
+
+#[test]
+fn files_of_the_dockerfile_join_those_of_the_context() {
+    let (_folder, context) = context(APP);
+    let text = |name: &str| CopySource::Text {
+        name: name.to_owned(),
+        content: "said\n".to_owned(),
+    };
+    let mut both = step(&["app.py"], "/to/");
+    both.sources.push(text("EOF"));
+    let mut alone = step(&[], "/to/file");
+    alone.sources.push(text("EOF"));
+    let shown = [show(&context, &both), show(&context, &alone)];
+    expect![[r#"
+        to /to
+        Regular app.py 644 py
+        Regular EOF 644 said
+
+        to /to/file as file
+        Regular EOF 644 said
+
+    "#]]
+    .assert_eq(&shown.concat());
+}
+
+#[test]
+fn a_command_sees_a_folder_or_one_file() {
+    let (_folder, context) = context(APP);
+    let mut tar = Vec::new();
+    let tree = context.tree_tar("/src/deep", &mut tar).unwrap();
+    assert_eq!(tree.file, None);
+    let mut archive = tar::Archive::new(tar.as_slice());
+    let names = archive.entries().unwrap().map(|entry| {
+        let entry = entry.unwrap();
+        entry.path().unwrap().display().to_string()
+    });
+    assert_eq!(names.collect::<Vec<_>>(), ["c.txt", "up"]);
+    let file = context.tree_tar("/link", std::io::sink()).unwrap();
+    assert_eq!(file.file.as_deref(), Some("link"));
+    assert_ne!(file.digest, tree.digest);
+    let missing = context.tree_tar("/none", std::io::sink()).unwrap_err();
+    assert!(matches!(missing, ContextError::Missing { .. }));
 }
 
 fn header_of(bytes: u64) -> tar::Header {

@@ -1,16 +1,23 @@
 //! Docker's variable expansion and word splitting.
 //!
 //! It looks like a shell's but is not one: quotes vanish, `$name` and `${name}` with the modifiers
-//! `-`, `+` and `?` (each also with `:`) are replaced, and nothing is split after expansion.
+//! `-`, `+` and `?` (each also with `:`), `#`, `##`, `%`, `%%`, `/` and `//` are replaced, and nothing is
+//! split after expansion.
 //! What comes out is bounded by a budget for the whole Dockerfile, because
 //! `ENV a=$a$a` doubles with each line.
 
+mod pattern;
+
+use pattern::{Pattern, TooCostly};
 use std::collections::BTreeMap;
 use std::iter::Peekable;
 use std::str::Chars;
 
 /// Deepest nesting of `${a:-${b:-…}}`.
 const DEPTH_MAX: u32 = 32;
+
+/// Steps that matching all patterns of one Dockerfile may take.
+const PATTERN_STEPS_MAX: u64 = 1 << 24;
 
 /// Values of the variables in scope.
 pub(super) type Scope<'a> = BTreeMap<&'a str, &'a str>;
@@ -20,68 +27,96 @@ pub(super) type Scope<'a> = BTreeMap<&'a str, &'a str>;
 pub(super) struct Expander {
     escape: char,
     bytes_left: usize,
+    pattern_steps: u64,
 }
 
 impl Expander {
     /// `escape` is the Dockerfile's escape character; `budget` bounds all that is produced.
     pub(super) fn new(escape: char, budget: usize) -> Self {
-        let bytes_left = budget;
-        Self { escape, bytes_left }
+        Self {
+            escape,
+            bytes_left: budget,
+            pattern_steps: PATTERN_STEPS_MAX,
+        }
     }
 
     /// Expands `raw` as one word, or says why it cannot be.
     pub(super) fn word(&mut self, raw: &str, scope: &Scope<'_>) -> Result<String, String> {
-        let mut lexer = Lexer {
-            chars: raw.chars().peekable(),
-            escape: self.escape,
-            bytes_left: &mut self.bytes_left,
-            scope,
-            depth: 0,
-        };
-        lexer.until(None)
+        self.lexer(raw, scope).until(None)
+    }
+
+    /// Expands the text of a here-document: quotes mean nothing in it, and the escape character takes
+    /// away the meaning of `$` and of itself only.
+    pub(super) fn document(&mut self, raw: &str, scope: &Scope<'_>) -> Result<String, String> {
+        self.lexer(raw, scope).document()
     }
 
     /// Splits `raw` at white space outside of quotes. Quotes and escapes stay: [`Self::word`] takes
     /// them away.
     pub(super) fn split(&self, raw: &str) -> Vec<String> {
-        let mut words = Vec::new();
-        let mut word = String::new();
-        let mut quote = None;
-        let mut chars = raw.chars();
-        while let Some(c) = chars.next() {
-            if c == self.escape && quote != Some('\'') {
-                // A lone escape at the end says nothing.
-                if let Some(escaped) = chars.next() {
-                    word.extend([c, escaped]);
+        split(raw, self.escape).0
+    }
+
+    fn lexer<'l>(&'l mut self, raw: &'l str, scope: &'l Scope<'l>) -> Lexer<'l> {
+        Lexer {
+            chars: raw.chars().peekable(),
+            escape: self.escape,
+            bytes_left: &mut self.bytes_left,
+            pattern_steps: &mut self.pattern_steps,
+            scope,
+            depth: 0,
+            keep_escapes: false,
+        }
+    }
+}
+
+/// Splits `raw` at white space outside of quotes, which stay; none when a quote is not closed.
+pub(super) fn split_words(raw: &str, escape: char) -> Option<Vec<String>> {
+    let (words, closed) = split(raw, escape);
+    closed.then_some(words)
+}
+
+fn split(raw: &str, escape: char) -> (Vec<String>, bool) {
+    let mut words = Vec::new();
+    let mut word = String::new();
+    let mut quote = None;
+    let mut chars = raw.chars();
+    while let Some(c) = chars.next() {
+        if c == escape && quote != Some('\'') {
+            // A lone escape at the end says nothing.
+            if let Some(escaped) = chars.next() {
+                word.extend([c, escaped]);
+            }
+            continue;
+        }
+        match quote {
+            Some(open) if c == open => quote = None,
+            None if c == '"' || c == '\'' => quote = Some(c),
+            None if c.is_whitespace() => {
+                if !word.is_empty() {
+                    words.push(std::mem::take(&mut word));
                 }
                 continue;
             }
-            match quote {
-                Some(open) if c == open => quote = None,
-                None if c == '"' || c == '\'' => quote = Some(c),
-                None if c.is_whitespace() => {
-                    if !word.is_empty() {
-                        words.push(std::mem::take(&mut word));
-                    }
-                    continue;
-                }
-                Some(_) | None => {}
-            }
-            word.push(c);
+            Some(_) | None => {}
         }
-        if !word.is_empty() {
-            words.push(word);
-        }
-        words
+        word.push(c);
     }
+    if !word.is_empty() {
+        words.push(word);
+    }
+    (words, quote.is_none())
 }
 
 struct Lexer<'a> {
     chars: Peekable<Chars<'a>>,
     escape: char,
     bytes_left: &'a mut usize,
+    pattern_steps: &'a mut u64,
     scope: &'a Scope<'a>,
     depth: u32,
+    /// Leave the escape character where it is: a pattern gives it a meaning of its own.
+    keep_escapes: bool,
 }
 
 impl Lexer<'_> {
@@ -104,12 +139,31 @@ impl Lexer<'_> {
                 '$' => self.variable(&mut out)?,
                 c if c == self.escape => {
                     if let Some(escaped) = self.chars.next() {
+                        if self.keep_escapes {
+                            self.push(&mut out, '\\')?;
+                        }
                         self.push(&mut out, escaped)?;
                     }
                 }
                 c => self.push(&mut out, c)?,
             }
         }
+    }
+
+    fn document(&mut self) -> Result<String, String> {
+        let mut out = String::new();
+        while let Some(c) = self.chars.next() {
+            if c == '$' {
+                self.variable(&mut out)?;
+            } else if c == self.escape {
+                let escaped = |next: &char| *next == '$' || *next == c;
+                let kept = self.chars.next_if(escaped);
+                self.push(&mut out, kept.unwrap_or(c))?;
+            } else {
+                self.push(&mut out, c)?;
+            }
+        }
+        Ok(out)
     }
 
     fn single_quoted(&mut self, out: &mut String) -> Result<(), String> {
@@ -169,7 +223,7 @@ impl Lexer<'_> {
         match modifier {
             None => Err("a `}` is missing".to_owned()),
             Some(modifier @ ('-' | '+' | '?')) => {
-                let word = self.nested()?;
+                let word = self.nested('}')?;
                 match (modifier, set) {
                     ('-', None) | ('+', Some(_)) => out.push_str(&word),
                     ('-' | '?', Some(value)) => self.push_value(out, Some(value))?,
@@ -179,19 +233,55 @@ impl Lexer<'_> {
                 }
                 Ok(())
             }
+            Some(modifier @ ('#' | '%')) if !empty_is_unset => {
+                let longest = self.chars.next_if_eq(&modifier).is_some();
+                let pattern = Pattern::new(&self.pattern('}')?);
+                let (value, steps) = (value.unwrap_or_default(), &mut *self.pattern_steps);
+                let cut = if modifier == '#' {
+                    pattern.without_prefix(value, longest, steps)
+                } else {
+                    pattern.without_suffix(value, longest, steps)
+                };
+                self.push_matched(out, cut)
+            }
+            Some('/') if !empty_is_unset => {
+                let all = self.chars.next_if_eq(&'/').is_some();
+                let pattern = Pattern::new(&self.pattern('/')?);
+                let with = self.nested('}')?;
+                let value = value.unwrap_or_default();
+                let replaced = pattern.replace(value, &with, all, self.pattern_steps);
+                self.push_matched(out, replaced)
+            }
             Some(other) => Err(format!(
-                "the modifier `{other}` in `${{{name}…}}` is not supported; -, + and ? are"
+                "the modifier `{other}` in `${{{name}…}}` is not supported; -, +, ?, #, % and / are"
             )),
         }
     }
 
-    /// The word after a modifier, up to its `}`.
-    fn nested(&mut self) -> Result<String, String> {
+    /// A pattern up to `stop`.
+    fn pattern(&mut self, stop: char) -> Result<String, String> {
+        let outer = std::mem::replace(&mut self.keep_escapes, true);
+        let pattern = self.nested(stop);
+        self.keep_escapes = outer;
+        pattern
+    }
+
+    fn push_matched(
+        &mut self,
+        out: &mut String,
+        value: Result<String, TooCostly>,
+    ) -> Result<(), String> {
+        let value = value.map_err(|TooCostly| "the patterns take too long to match".to_owned())?;
+        self.push_value(out, Some(&value))
+    }
+
+    /// The word after a modifier, up to `stop`.
+    fn nested(&mut self, stop: char) -> Result<String, String> {
         if self.depth == DEPTH_MAX {
             return Err(format!("variables are nested more than {DEPTH_MAX} deep"));
         }
         self.depth += 1;
-        let word = self.until(Some('}'))?;
+        let word = self.until(Some(stop))?;
         self.depth -= 1;
         Ok(word)
     }
@@ -296,6 +386,20 @@ mod tests {
             ("$path:/x", "/bin:/x"),
             ("trailing\\", "trailing"),
             ("größe$a", "größeapple"),
+            ("${path#/}", "bin"),
+            ("${path#*/}", "bin"),
+            ("${a#*p}", "ple"),
+            ("${a##*p}", "le"),
+            ("${a%p*}", "ap"),
+            ("${a%%p*}", "a"),
+            ("${a%x}", "apple"),
+            ("${a#?}", "pple"),
+            ("${a/p/P}", "aPple"),
+            ("${a//p/P}", "aPPle"),
+            ("${a//p/}", "ale"),
+            ("${a/p*/$path}", "a/bin"),
+            ("${unset#x}", ""),
+            (r"${a/\*/x}", "apple"),
         ];
         for (raw, expected) in table {
             assert_eq!(expand(raw).as_deref(), Ok(expected), "{raw}");
@@ -306,12 +410,30 @@ mod tests {
     fn bad_words_are_refused() {
         let deep = "${u:-".repeat(100);
         for bad in [
-            "${", "${}", "${:x}", "${a", "${a:", "${a:-", "'x", "\"x", "${a#x}", "${a/x/y}", &deep,
+            "${", "${}", "${:x}", "${a", "${a:", "${a:-", "'x", "\"x", "${a~x}", "${a/x",
+            "${a:#x}", &deep,
         ] {
             assert!(expand(bad).is_err(), "{bad}");
         }
         assert_eq!(expand("${unset:?no luck}").unwrap_err(), "`unset`: no luck");
         assert_eq!(expand("${empty:?}").unwrap_err(), "`empty` is not set");
+    }
+
+    #[test]
+    fn documents_keep_their_quotes() {
+        let scope = Scope::from([("a", "apple")]);
+        let mut expander = Expander::new('\\', 10_000);
+        let text = "'$a' \"${a}\" \\$a \\\\ \\n it's\n";
+        let expected = "'apple' \"apple\" $a \\ \\n it's\n";
+        assert_eq!(expander.document(text, &scope).as_deref(), Ok(expected));
+    }
+
+    #[test]
+    fn patterns_cannot_take_long() {
+        let value = "a".repeat(100_000);
+        let scope = Scope::from([("v", value.as_str())]);
+        let mut expander = Expander::new('\\', 1 << 20);
+        assert!(expander.word("${v//a*a*a*b/x}", &scope).is_err());
     }
 
     #[test]

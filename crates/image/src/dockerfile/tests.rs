@@ -1,3 +1,4 @@
+mod conformance;
 mod refusals;
 
 use super::*;
@@ -44,7 +45,87 @@ fn variables(env: &[(String, String)]) -> String {
     shown.collect::<Vec<_>>().join(" ")
 }
 
-fn show_step(step: &Step) -> String {
+fn show_source(source: &Source, plan: &Plan) -> String {
+    match source {
+        Source::Context => "the context".to_owned(),
+        Source::Stage(stage) => format!("stage {}", plan.stages[*stage].name),
+        Source::Image(reference) => format!("image {reference}"),
+    }
+}
+
+fn show_mount(mount: &RunMount, plan: &Plan) -> String {
+    let owned = |owner: &FileOwner| format!("{:o} {}:{}", owner.mode, owner.uid, owner.gid);
+    let what = match &mount.kind {
+        MountKind::Bind {
+            from,
+            path,
+            writable,
+        } => {
+            let writable = if *writable { ", writable" } else { "" };
+            format!("{path} of {}{writable}", show_source(from, plan))
+        }
+        MountKind::Cache {
+            id,
+            read_only,
+            owner,
+        } => {
+            let read_only = if *read_only { ", read-only" } else { "" };
+            format!("cache {id} {}{read_only}", owned(owner))
+        }
+        MountKind::Tmpfs { bytes } => format!("tmpfs {bytes:?}"),
+        MountKind::Secret {
+            id,
+            required,
+            env,
+            owner,
+        } => {
+            let required = if *required { " required" } else { "" };
+            let env = env.as_ref().map(|env| format!(" in {env}"));
+            format!(
+                "secret {id}{required} {}{}",
+                owned(owner),
+                env.unwrap_or_default()
+            )
+        }
+        MountKind::Script { content } => format!("script {content:?}"),
+    };
+    format!(" with {what} at {:?}", mount.target)
+}
+
+fn show_copy(copy: &CopyStep, plan: &Plan) -> String {
+    let sources = copy.sources.iter().map(|source| match source {
+        CopySource::Path(path) => format!("{path:?}"),
+        CopySource::Text { name, content } => format!("{name}={content:?}"),
+        CopySource::Url { url, name } => format!("{url} as {name:?}"),
+    });
+    let sources = sources.collect::<Vec<_>>().join(" ");
+    let mut text = format!("copy {sources} to {}", copy.dest);
+    if copy.from != Source::Context {
+        write!(text, " from {}", show_source(&copy.from, plan)).unwrap();
+    }
+    for (set, word) in [
+        (copy.unpack_files, " unpacked"),
+        (copy.unpack_urls, " unpacked when fetched"),
+        (copy.parents, " with parents"),
+    ] {
+        text.push_str(if set { word } else { "" });
+    }
+    if !copy.owner.is_empty() {
+        write!(text, " for {}", copy.owner).unwrap();
+    }
+    if let Some(mode) = copy.chmod {
+        write!(text, " as {mode:o}").unwrap();
+    }
+    if !copy.excludes.is_empty() {
+        write!(text, " without {}", copy.excludes.join(" ")).unwrap();
+    }
+    if let Some(checksum) = &copy.checksum {
+        write!(text, " summing to {checksum}").unwrap();
+    }
+    text
+}
+
+fn show_step(step: &Step, plan: &Plan) -> String {
     let what = match &step.kind {
         StepKind::Run(run) => {
             let user = if run.user.is_empty() {
@@ -52,26 +133,17 @@ fn show_step(step: &Step) -> String {
             } else {
                 &run.user
             };
+            let mounts = run.mounts.iter().map(|mount| show_mount(mount, plan));
             format!(
-                "run {} | {} | {} | {user}",
+                "run {} | {} | {} | {user}{}{}",
                 words(&run.argv),
                 variables(&run.env),
-                run.cwd
+                run.cwd,
+                if run.offline { " offline" } else { "" },
+                mounts.collect::<String>()
             )
         }
-        StepKind::Copy(copy) => {
-            let mut text = format!("copy {} to {}", words(&copy.sources), copy.dest);
-            if copy.is_add {
-                text.push_str(" by add");
-            }
-            if !copy.owner.is_empty() {
-                write!(text, " for {}", copy.owner).unwrap();
-            }
-            if let Some(mode) = copy.chmod {
-                write!(text, " as {mode:o}").unwrap();
-            }
-            text
-        }
+        StepKind::Copy(copy) => show_copy(copy, plan),
         StepKind::Workdir { path, owner } => format!("workdir {path} {owner}"),
         StepKind::Config => "config".to_owned(),
     };
@@ -84,13 +156,31 @@ fn show(text: &str, build_args: &[(&str, &str)]) -> String {
         Ok(plan) => plan,
         Err(error) => return format!("error: {error}\n"),
     };
-    assert_eq!(
-        plan.steps.last().map_or(&plan.config, |step| &step.config),
-        &plan.config
-    );
-    let mut shown = format!("from {}\n", plan.from);
-    shown.extend(plan.steps.iter().map(show_step));
-    let config = &plan.config;
+    show_plan(&plan)
+}
+
+fn show_plan(plan: &Plan) -> String {
+    let mut shown = String::new();
+    let one = plan.stages.len() == 1;
+    for stage in &plan.stages {
+        let from = match &stage.base {
+            Base::Scratch => "scratch".to_owned(),
+            Base::Stage(from) => format!("stage {}", plan.stages[*from].name),
+            Base::Image(reference) => reference.clone(),
+        };
+        let name = if one {
+            String::new()
+        } else {
+            format!("{}: ", stage.name)
+        };
+        writeln!(shown, "{name}from {from}").unwrap();
+        shown.extend(stage.steps.iter().map(|step| show_step(step, plan)));
+    }
+    show_config(&plan.config, &mut shown);
+    shown
+}
+
+fn show_config(config: &ImageConfig, shown: &mut String) {
     writeln!(shown, "env {}", variables(&config.env)).unwrap();
     writeln!(
         shown,
@@ -100,13 +190,25 @@ fn show(text: &str, build_args: &[(&str, &str)]) -> String {
         config.user
     )
     .unwrap();
-    if !config.exposed.is_empty() {
-        writeln!(shown, "exposes {}", config.exposed.join(" ")).unwrap();
-    }
-    if !config.labels.is_empty() {
-        writeln!(shown, "labels {:?}", config.labels).unwrap();
-    }
-    shown
+    let mut more = |what: &str, value: Option<String>| {
+        if let Some(value) = value {
+            writeln!(shown, "{what} {value}").unwrap();
+        }
+    };
+    let list = |words: &[String]| (!words.is_empty()).then(|| words.join(" "));
+    more("exposes", list(&config.exposed));
+    let labels = (!config.labels.is_empty()).then(|| format!("{:?}", config.labels));
+    more("labels", labels);
+    more("shell", list(&config.shell));
+    more("volumes", list(&config.volumes));
+    more(
+        "onbuild",
+        (!config.onbuild.is_empty()).then(|| format!("{:?}", config.onbuild)),
+    );
+    more("stops by", config.stop_signal.clone());
+    more("by", config.author.clone());
+    let check = config.healthcheck.as_ref();
+    more("health", check.map(|check| format!("{check:?}")));
 }
 
 /// Several small Dockerfiles, each beginning after `FROM b` on line 1.
@@ -147,7 +249,7 @@ CMD [\"app\", \"$APP\"]
         11: COPY --chown=app:app --chmod=0644 requirements.txt ./: copy "requirements.txt" to /srv/app/ for app:app as 644
         12: RUN apt-get update && apt-get install -y curl: run "/bin/sh" "-c" "apt-get update &&     apt-get install -y curl" | PATH=/bin APP=/srv/app MODE=prod PIP=pip3 | /srv/app | root
         15: RUN ["$PIP", "install"]: run "$PIP" "install" | PATH=/bin APP=/srv/app MODE=prod PIP=pip3 | /srv/app | root
-        16: ADD . ${APP}/code/: copy "." to /srv/app/code/ by add
+        16: ADD . ${APP}/code/: copy "." to /srv/app/code/ unpacked
         17: USER app: config
         18: EXPOSE 8080 53/UDP: config
         19: ENTRYPOINT ["python3", "-m"]: config
@@ -317,7 +419,7 @@ fn run_has_a_shell_an_exec_and_a_here_document_form() {
         	EOF
         USER u
         from b
-        2: RUN <<-'EOF' sh -x: run "/bin/sh" "-c" "<<-'EOF' sh -x\n\techo $A\n\tEOF" | PATH=/bin | /base | root
+        2: RUN <<-'EOF' sh -x: run "/bin/sh" "-c" "<<-'EOF' sh -x\n\techo $A\nEOF" | PATH=/bin | /base | root
         5: USER u: config
         env PATH=/bin
         argv "base-cmd" in /base as "u"
@@ -465,7 +567,7 @@ fn paths_are_seen_from_the_working_directory() {
         from b
         2: ENV D=/d U=app: config
         3: COPY --chmod=755 $D/x* ${D}/: copy "/d/x*" to /d/ as 755
-        4: ADD --chown=$U:1 a b: copy "a" to /base/b by add for app:1
+        4: ADD --chown=$U:1 a b: copy "a" to /base/b unpacked for app:1
         env PATH=/bin D=/d U=app
         argv "base-cmd" in /base as ""
         --- USER u
@@ -559,8 +661,28 @@ proptest! {
     ) {
         let text = format!("FROM b\n{}", lines.join("\n"));
         if let Ok(plan) = plan_with(&text, &[]) {
-            for step in &plan.steps {
-                prop_assert!(step.line >= 1 && step.config.cwd().starts_with('/'));
+            prop_assert!(plan.config.cwd().starts_with('/'));
+            for stage in &plan.stages {
+                prop_assert!(stage.steps.iter().all(|step| step.line >= 1));
+            }
+        }
+    }
+
+    #[test]
+    fn arbitrary_stages_never_panic(
+        lines in proptest::collection::vec(
+            "(FROM [a-c0-2]( AS [a-c])?|COPY --from=[a-c0-3] [a-c*] /|COPY <<-?E /x\n?[$\\{}a\n]{0,8}\nE|\
+             RUN --mount=(type=(bind|cache|tmpfs|secret|ssh),)?(from=[a-c0-2],)?(target=/[a-c])?(,rw)? true|\
+             RUN <<\"?E\"? [a-c|]{0,3}\n[#!$a\n]{0,6}\nE|ONBUILD (RUN|COPY|ENV) [a-c= ]{0,6}|\
+             ADD (--checksum=sha256:[0-9a-f]{0,3} )?https?://[a-c./]{0,6} /|ARG [a-c](=\\$[a-c])?)", 0..9),
+    ) {
+        let text = lines.join("\n");
+        let _ = references(text.as_bytes(), &BTreeMap::new());
+        if let Ok(plan) = plan_with(&text, &[]) {
+            for (index, stage) in plan.stages.iter().enumerate() {
+                if let Base::Stage(from) = stage.base {
+                    prop_assert!(from < index);
+                }
             }
         }
     }

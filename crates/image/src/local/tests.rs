@@ -223,7 +223,15 @@ fn a_hostile_or_broken_tar_leaves_the_store_as_it_was() {
     let cut = rootfs(|_| {});
     let bytes = fs::read(cut.path()).unwrap();
     fs::write(cut.path(), &bytes[..3000]).unwrap();
-    for tar in [&through_link, &climbing, &text, &cut] {
+    // As in a container, the link leads to a folder of that name within the image.
+    let image = store
+        .import_rootfs_tar("inside", through_link.path(), config(), DISK_BYTES)
+        .unwrap();
+    let inside = format!("stat {}", victim.join("evil").display());
+    assert!(debugfs(&image.disk, &inside).contains("Type: regular"));
+    store.forget(&image).unwrap();
+    assert!(store.remove_disk(&image.digest).unwrap());
+    for tar in [&climbing, &text, &cut] {
         store
             .import_rootfs_tar("x", tar.path(), config(), DISK_BYTES)
             .unwrap_err();
@@ -232,21 +240,23 @@ fn a_hostile_or_broken_tar_leaves_the_store_as_it_was() {
     assert!(store.list().unwrap().is_empty());
     assert_eq!(fs::read_dir(store.disks()).unwrap().count(), 0);
 
-    let tar = rootfs(|_| {});
-    let error = store
-        .import_rootfs_tar("x", tar.path(), config(), 3)
-        .unwrap_err();
-    assert!(
-        matches!(error, LocalImageError::TooLarge { bytes: 3, .. }),
-        "{error}"
-    );
-    let error = store
-        .import_rootfs_tar("x", tar.path(), config(), 4096)
-        .unwrap_err();
-    assert!(
-        matches!(error, LocalImageError::MakeFileSystem { .. }),
-        "{error}"
-    );
+    let large = rootfs(|tar| {
+        let mut file = header(EntryType::Regular, 0o644, 0);
+        file.set_size(1000 << 10);
+        let content = io::repeat(7).take(1000 << 10);
+        tar.append_data(&mut file, "large", content).unwrap();
+    });
+    let refused =
+        |disk_bytes| match store.import_rootfs_tar("x", large.path(), config(), disk_bytes) {
+            Err(LocalImageError::Rootfs(error)) => error,
+            other => panic!("{other:?}"),
+        };
+    assert!(matches!(refused(512 << 10), RootfsError::TooLarge { .. }));
+    // What an ext4 keeps for itself leaves no room for the file.
+    assert!(matches!(
+        refused(1 << 20),
+        RootfsError::MakeFileSystem { .. }
+    ));
 }
 
 #[test]

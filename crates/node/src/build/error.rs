@@ -1,9 +1,12 @@
 //! Why a build failed, and the text that its caller is shown.
 
+use super::fetch::FetchError;
 use crate::driver::chain;
 use crate::guest::GuestError;
+use crate::lifecycle::LifecycleError;
 use crate::vmm::VmmError;
 use dormouse_image::{ArtifactError, ContextError, DockerfileError};
+use http::StatusCode;
 
 /// Why a build failed.
 #[derive(Debug, thiserror::Error)]
@@ -25,6 +28,25 @@ pub enum BuildError {
         /// What is wrong with it.
         #[source]
         source: ContextError,
+    },
+    /// A step asks for what cannot be done.
+    #[error("Dockerfile line {line}: {problem}")]
+    Refused {
+        /// Where.
+        line: usize,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// ADD could not fetch a file.
+    #[error("Dockerfile line {line}: cannot fetch {url}")]
+    Fetch {
+        /// Where.
+        line: usize,
+        /// From where.
+        url: String,
+        /// What went wrong.
+        #[source]
+        source: Box<FetchError>,
     },
     /// A RUN step ended with a failure.
     #[error(
@@ -57,9 +79,18 @@ pub enum BuildError {
     /// The app could not be started.
     #[error("The application could not be started: {0}")]
     AppNotStarted(String),
-    /// The ready hook said no, or nothing in time; AWS's text.
+    /// The app ended in the machine that was to be validated.
+    #[error("The application exited with code {code} while its snapshot was validated.")]
+    ExitedInValidation {
+        /// Its exit code.
+        code: i32,
+    },
+    /// The new snapshot could not be restored to be validated.
+    #[error("restore of the new snapshot")]
+    Restore(#[from] LifecycleError),
+    /// The ready or validate hook said no, or nothing in time; AWS's text.
     #[error("{0}")]
-    Ready(String),
+    Hook(String),
     /// The host's disk is full.
     #[error("The disk is full.")]
     DiskFull,
@@ -91,11 +122,53 @@ impl BuildError {
         }
     }
 
+    /// What the agent says of a step. Its refusal of what the step asks for is the customer's affair.
+    pub(super) fn in_guest(line: usize) -> impl FnOnce(GuestError) -> Self {
+        move |error| match error {
+            GuestError::Refused { status, message }
+                if status.is_client_error() || status == StatusCode::INSUFFICIENT_STORAGE =>
+            {
+                Self::Refused {
+                    line,
+                    problem: message,
+                }
+            }
+            error => Self::Guest(error),
+        }
+    }
+
+    /// The Dockerfile's line that is to blame, from 1.
+    pub(super) fn line(&self) -> Option<usize> {
+        match self {
+            Self::Copy { line, .. }
+            | Self::Refused { line, .. }
+            | Self::Fetch { line, .. }
+            | Self::StepFailed { line, .. }
+            | Self::StepTimedOut { line, .. }
+            | Self::Dockerfile(
+                DockerfileError::TooManySteps { line, .. }
+                | DockerfileError::Invalid { line, .. }
+                | DockerfileError::Unsupported { line, .. }
+                | DockerfileError::Base { line, .. },
+            ) => Some(*line),
+            _ => None,
+        }
+    }
+
     /// Whether a host without space can look like this.
     pub(super) fn may_be_full_disk(&self) -> bool {
         !matches!(
             self,
             Self::Dockerfile(_) | Self::Context(_) | Self::Copy { .. } | Self::Stopped
+        )
+    }
+
+    /// Whether the machine went away under the build, which says nothing of what was being built.
+    pub(super) fn is_lost_machine(&self) -> bool {
+        matches!(
+            self,
+            Self::Vmm(VmmError::Gone(_))
+                | Self::Guest(GuestError::Connect(VmmError::Gone(_)) | GuestError::Http { .. })
         )
     }
 
@@ -107,14 +180,17 @@ impl BuildError {
             Self::Dockerfile(_)
             | Self::Context(_)
             | Self::Copy { .. }
+            | Self::Refused { .. }
+            | Self::Fetch { .. }
             | Self::StepFailed { .. }
             | Self::StepTimedOut { .. }
             | Self::AppExited { .. }
+            | Self::ExitedInValidation { .. }
             | Self::AppNotStarted(_) => "CONTAINER_BUILD_FAILED",
             Self::DiskFull => "DISK_STORAGE_FULL",
             Self::Vmm(error) if error.is_disk_full() => "DISK_STORAGE_FULL",
-            Self::Ready(_) => "READY_HOOK_FAILED",
-            Self::Io { .. } | Self::Vmm(_) | Self::Guest(_) | Self::Stopped => {
+            Self::Hook(_) => "IMAGE_HOOK_FAILED",
+            Self::Io { .. } | Self::Vmm(_) | Self::Guest(_) | Self::Restore(_) | Self::Stopped => {
                 "INTERNAL_PLATFORM_ERROR"
             }
         }
@@ -125,7 +201,7 @@ impl BuildError {
     pub fn state_reason(&self) -> String {
         match self {
             // AWS gives these alone.
-            Self::Ready(text) => text.clone(),
+            Self::Hook(text) => text.clone(),
             error if error.code() == "CONTAINER_BUILD_FAILED" => {
                 format!(
                     "CONTAINER_BUILD_FAILED: The container image build failed. {}",

@@ -1,15 +1,19 @@
 //! The final boot: the app starts on the finished disk, is frozen once it is ready, and the machine is
-//! snapshotted around it.
+//! snapshotted around it. Where the image has a validate hook, the snapshot must pass it to be usable.
 
+use super::app_log::AppLog;
 use super::log::BuildLog;
-use super::{BuildError, BuildJob, BuildTimes, create_dirs, hook, ms_since, remove};
+use super::validate::{self, Snapshotted};
+use super::{BuildError, BuildJob, BuildTimes, create_dirs, hook, ms_since, remove, trust};
 use crate::disk;
 use crate::guest::{Guest, GuestError};
 use crate::layout::BuildDir;
 use crate::lifecycle::Host;
-use crate::snapshot::Manifest;
+use crate::snapshot::{Manifest, write_whole};
 use crate::vmm::BootSpec;
-use dormouse_core::guest::{self, AppState, ProcessSpec};
+use crate::working_set::WorkingSet;
+use dormouse_core::guest::{self, AppSpec, ProcessSpec};
+use dormouse_core::hook::Hook;
 use dormouse_core::image::SnapshotSizes;
 use dormouse_core::limits;
 use dormouse_image::Plan;
@@ -35,10 +39,11 @@ pub(super) async fn make(
     log: &BuildLog,
     times: &mut BuildTimes,
 ) -> Result<SnapshotSizes, BuildError> {
-    for file in [dir.manifest(), dir.memory(), dir.state(), dir.disk()] {
+    for file in dir.golden_files() {
         remove(&file).await?;
     }
-    disk::create_overlay(built, &dir.disk()).await?;
+    let bytes = limits::disk_bytes(job.memory_mib);
+    disk::create_larger_overlay(built, &dir.disk(), bytes).await?;
     let spec = boot_spec(host, job, dir);
     create_dirs(&spec.run_dir).await?;
     log.line("booting from the finished disk");
@@ -46,16 +51,45 @@ pub(super) async fn make(
     let machine = host.vmm.boot(&spec).await?;
     let guest = Guest::new(&*machine);
     guest.hello(limits::BOOT_TIMEOUT).await?;
+    trust::keep(guest, job.extra_cas.as_deref()).await?;
     start_app(guest, job, plan).await?;
-    wait_until_ready(guest, job, log, began, times).await?;
+    let output = wait_until_ready(guest, job, log, began, times).await?;
 
     let began = Instant::now();
     guest.freeze().await?;
     machine.snapshot_golden(&dir.state()).await?;
     machine.kill().await?;
-    let sizes = finish(host, dir, built, &spec).await?;
+    sync(dir).await?;
+    let sizes = measure(dir, built).await?;
     times.snapshot_ms = ms_since(began);
     log.line(&format!("snapshot: {} MiB of memory", sizes.memory >> 20));
+
+    let mut manifest = Manifest {
+        format: Manifest::FORMAT,
+        vmm: host.vmm.name().to_owned(),
+        boot: host.boot.hash.clone(),
+        memory_mib: spec.memory_mib,
+        vcpus: spec.vcpus,
+        agent_generation: guest::GENERATION,
+        working_set_pages: None,
+    };
+    if let Some(call) = job.hooks.call(Hook::Validate) {
+        let began = Instant::now();
+        let made = Snapshotted {
+            memory_mib: spec.memory_mib,
+            vcpus: spec.vcpus,
+            output,
+        };
+        let working_set = validate::run(host, dir, made, call, log).await?;
+        keep_working_set(dir, &working_set).await?;
+        manifest.working_set_pages = Some(working_set.pages());
+        times.validate_ms = ms_since(began);
+    }
+    // Last: from here on the snapshot can be launched.
+    manifest
+        .save(dir)
+        .await
+        .map_err(BuildError::io("write snapshot manifest"))?;
     Ok(sizes)
 }
 
@@ -66,8 +100,9 @@ fn boot_spec(host: &Host, job: &BuildJob, dir: &BuildDir) -> BootSpec {
         initramfs: host.boot.initramfs.clone(),
         disk: dir.disk(),
         memory_mib: job.memory_mib * limits::MEMORY_PEAK_FACTOR,
-        vcpus: limits::peak_vcpus(job.memory_mib).min(super::host_cpus()),
+        vcpus: limits::peak_vcpus(job.memory_mib),
         golden_memory: Some(dir.memory()),
+        disks: Vec::new(),
     }
 }
 
@@ -83,43 +118,39 @@ async fn start_app(guest: Guest<'_>, job: &BuildJob, plan: &Plan) -> Result<(), 
         user: config.user,
         timeout_s: None,
     };
-    match guest.start_app(&spec).await {
+    let app = AppSpec {
+        process: spec,
+        all_capabilities: job.all_capabilities,
+    };
+    match guest.start_app(&app).await {
         Ok(_) => Ok(()),
         Err(GuestError::Refused { message, .. }) => Err(BuildError::AppNotStarted(message)),
         Err(error) => Err(error.into()),
     }
 }
 
-/// Ready is what the hook says. Without a hook the app is ready a moment after it listens or rests.
+/// Ready is what the hook says. Without a hook the app is ready a moment after it listens or rests. Answers
+/// with the byte of the app's output that comes next.
 async fn wait_until_ready(
     guest: Guest<'_>,
     job: &BuildJob,
     log: &BuildLog,
     boot_began: Instant,
     times: &mut BuildTimes,
-) -> Result<(), BuildError> {
+) -> Result<u64, BuildError> {
+    let ready_hook = job.hooks.call(Hook::Ready);
     let waited = async {
-        match job.ready {
-            Some(hook) => hook::wait_ready(guest, hook).await?,
+        match ready_hook {
+            Some(call) => hook::poll(guest, call, log).await?,
             None => wait_settled(guest).await,
         }
         times.cold_boot_ms = ms_since(boot_began);
-        if job.ready.is_none() {
+        if ready_hook.is_none() {
             sleep(limits::SETTLE).await;
         }
         Ok(())
     };
-    let mut logs = AppLogs {
-        guest,
-        log,
-        next: 0,
-    };
-    let result = tokio::select! {
-        ready = waited => ready,
-        died = logs.follow_until_exit() => Err(died),
-    };
-    logs.fetch().await?;
-    result
+    AppLog::new(guest, log, 0).follow(waited).await
 }
 
 /// Waits until the app listens, or has come to rest without: one that starts slowly is still busy.
@@ -144,48 +175,8 @@ async fn wait_settled(guest: Guest<'_>) {
     }
 }
 
-/// Carries the app's output into the build log.
-struct AppLogs<'a> {
-    guest: Guest<'a>,
-    log: &'a BuildLog,
-    next: u64,
-}
-
-impl AppLogs<'_> {
-    async fn fetch(&mut self) -> Result<(), BuildError> {
-        let (bytes, next) = self.guest.app_logs(self.next).await?;
-        self.next = next;
-        self.log.app_output(&bytes);
-        Ok(())
-    }
-
-    /// Comes back only when the app has ended, or the machine with it.
-    async fn follow_until_exit(&mut self) -> BuildError {
-        loop {
-            let status = match self.guest.app().await {
-                Ok(status) => status,
-                Err(error) => return error.into(),
-            };
-            if status.state == AppState::Exited {
-                return BuildError::AppExited {
-                    code: status.exit.map_or(-1, |exit| exit.code),
-                };
-            }
-            if let Err(error) = self.fetch().await {
-                return error;
-            }
-            sleep(Duration::from_millis(250)).await;
-        }
-    }
-}
-
-/// Makes the snapshot durable and, last, usable.
-async fn finish(
-    host: &Host,
-    dir: &BuildDir,
-    built: &Path,
-    spec: &BootSpec,
-) -> Result<SnapshotSizes, BuildError> {
+/// Makes the snapshot durable.
+async fn sync(dir: &BuildDir) -> Result<(), BuildError> {
     for file in [dir.memory(), dir.state(), dir.disk()] {
         let file = tokio::fs::File::open(&file)
             .await
@@ -194,18 +185,10 @@ async fn finish(
             .await
             .map_err(BuildError::io("sync snapshot"))?;
     }
-    let manifest = Manifest {
-        format: Manifest::FORMAT,
-        vmm: host.vmm.name().to_owned(),
-        boot: host.boot.hash.clone(),
-        memory_mib: spec.memory_mib,
-        vcpus: spec.vcpus,
-        agent_generation: guest::GENERATION,
-    };
-    manifest
-        .save(dir)
-        .await
-        .map_err(BuildError::io("write snapshot manifest"))?;
+    Ok(())
+}
+
+async fn measure(dir: &BuildDir, built: &Path) -> Result<SnapshotSizes, BuildError> {
     let allocated = async |path: &Path| {
         disk::allocated_bytes(path)
             .await
@@ -216,4 +199,12 @@ async fn finish(
         code: allocated(built).await?,
         disk: allocated(&dir.disk()).await?,
     })
+}
+
+async fn keep_working_set(dir: &BuildDir, working_set: &WorkingSet) -> Result<(), BuildError> {
+    let kept = async {
+        let bytes = working_set.encode()?;
+        write_whole(&dir.working_set(), &bytes).await
+    };
+    kept.await.map_err(BuildError::io("write working set"))
 }

@@ -1,155 +1,88 @@
-//! The Dockerfile's steps, run in a build VM that boots only when the cache lacks a step.
+//! The steps that are not copies: a command, or a folder.
 
-use super::layers::{LayerDisk, Layers};
-use super::log::{BuildLog, StepLog};
-use super::{BuildError, Prepared, blocking, create_dirs, remove};
-use crate::disk;
+use super::log::StepLog;
+use super::stages::Build;
+use super::vm::BuildVm;
+use super::{BuildError, blocking, remove, trust};
 use crate::guest::Guest;
 use crate::layout::BuildDir;
-use crate::lifecycle::Host;
-use crate::vmm::{BootSpec, Instance};
-use dormouse_core::guest::{CopySpec, ProcessSpec};
+use dormouse_core::guest::{CopySpec, ExecSpec, Mount, Mounted, ProcessSpec};
 use dormouse_core::limits;
-use dormouse_image::{CopyStep, RunStep, Step, StepKind, layer};
+use dormouse_image::{FileOwner, MountKind, RunMount, RunStep, Source, Step, StepKind};
 use std::path::PathBuf;
 use std::sync::Arc;
+
+/// A tar's end mark alone.
+const EMPTY_TAR: &[u8] = &[0; 1024];
 
 /// Where the build VM keeps its socket and bookkeeping.
 pub(super) fn run_dir(dir: &BuildDir) -> PathBuf {
     dir.scratch().join("build-vm")
 }
 
-/// A build VM, and the disk that it writes to now: the layer of the step under way.
-struct BuildVm {
-    machine: Box<dyn Instance>,
-    layer: LayerDisk,
-}
-
-/// Carries out the plan's steps; answers the disk after the last one.
+/// Carries out one step.
 pub(super) async fn run(
-    host: &Host,
-    layers: &Layers,
-    dir: &BuildDir,
-    prepared: &Prepared,
-    log: &BuildLog,
-) -> Result<PathBuf, BuildError> {
-    let steps = &prepared.plan.steps;
-    let mut disk = prepared.base_disk.clone();
-    let mut key = prepared.base_digest.clone();
-    let mut vm: Option<BuildVm> = None;
-    for (number, step) in (1..).zip(steps) {
-        let step_log = log.step(number, steps.len(), &step.text);
-        key = layer::key(&key, step, copy_digest(prepared, step).await?.as_deref());
-        if step.kind == StepKind::Config {
-            step_log.done();
-            continue;
-        }
-        if vm.is_none()
-            && let Some(cached) = layers.find(&key).await
-        {
-            disk = cached;
-            step_log.cached();
-            continue;
-        }
-        let build_vm = match vm.take() {
-            Some(running) => running,
-            None => boot(host, layers, dir, &disk).await?,
-        };
-        let build_vm = vm.insert(build_vm);
-        let done = run_step(build_vm, dir, prepared, step, step_log).await;
-        if let Err(error) = done {
-            remove(&build_vm.layer.path).await?;
-            return Err(error);
-        }
-        disk = build_vm.layer.path.clone();
-        seal(layers, build_vm, &key).await?;
-    }
-    if let Some(vm) = vm {
-        vm.machine.kill().await?;
-        // The layer after the last step: nothing was written to it.
-        remove(&vm.layer.path).await?;
-    }
-    Ok(disk)
-}
-
-async fn copy_digest(prepared: &Prepared, step: &Step) -> Result<Option<String>, BuildError> {
-    let StepKind::Copy(copy) = &step.kind else {
-        return Ok(None);
-    };
-    let (context, copy, line) = (Arc::clone(&prepared.context), copy.clone(), step.line);
-    blocking(move || match context.copy_output(&copy) {
-        Ok(output) => Ok(Some(output.digest)),
-        Err(source) => Err(BuildError::Copy { line, source }),
-    })
-    .await
-}
-
-async fn boot(
-    host: &Host,
-    layers: &Layers,
-    dir: &BuildDir,
-    disk: &std::path::Path,
-) -> Result<BuildVm, BuildError> {
-    let layer = layers.new_disk();
-    disk::create_overlay(disk, &layer.path).await?;
-    let run_dir = run_dir(dir);
-    create_dirs(&run_dir).await?;
-    let spec = BootSpec {
-        run_dir,
-        kernel: host.boot.kernel.clone(),
-        initramfs: host.boot.initramfs.clone(),
-        disk: layer.path.clone(),
-        memory_mib: limits::BUILD_VM_MEMORY_MIB,
-        vcpus: super::host_cpus(),
-        golden_memory: None,
-    };
-    let machine = host.vmm.boot(&spec).await?;
-    Guest::new(&*machine).hello(limits::BOOT_TIMEOUT).await?;
-    Ok(BuildVm { machine, layer })
-}
-
-async fn run_step(
+    build: Build<'_>,
     vm: &BuildVm,
-    dir: &BuildDir,
-    prepared: &Prepared,
     step: &Step,
     log: StepLog<'_>,
 ) -> Result<(), BuildError> {
-    let guest = Guest::new(&*vm.machine);
     match &step.kind {
-        StepKind::Run(run) => return run_command(guest, run, step.line, log).await,
-        StepKind::Copy(copy) => copy_files(guest, dir, prepared, copy, step.line).await?,
+        StepKind::Run(run) => return run_command(build, vm, run, step.line, log).await,
         StepKind::Workdir { path, owner } => {
             let spec = CopySpec {
                 dest: path.clone(),
                 owner: owner.clone(),
                 as_file: false,
             };
-            guest.copy(&spec, std::io::Cursor::new(EMPTY_TAR)).await?;
+            let made = vm
+                .guest()
+                .copy(&spec, std::io::Cursor::new(EMPTY_TAR))
+                .await;
+            made.map_err(BuildError::in_guest(step.line))?;
         }
-        StepKind::Config => {}
+        // Copies have a module of their own; the rest is no work.
+        StepKind::Copy(_) | StepKind::Config => {}
     }
     log.done();
     Ok(())
 }
 
-/// A tar's end mark alone.
-const EMPTY_TAR: &[u8] = &[0; 1024];
-
 async fn run_command(
-    guest: Guest<'_>,
+    build: Build<'_>,
+    vm: &BuildVm,
     run: &RunStep,
     line: usize,
     mut log: StepLog<'_>,
 ) -> Result<(), BuildError> {
-    let spec = ProcessSpec {
-        argv: run.argv.clone(),
+    let guest = vm.guest();
+    let mut mounting = Mounting {
+        build,
+        vm,
+        line,
         env: run.env.clone(),
+        mounts: Vec::new(),
+        trees: Vec::new(),
+    };
+    for mount in &run.mounts {
+        mounting.add(mount).await?;
+    }
+    let mut process = ProcessSpec {
+        argv: run.argv.clone(),
+        env: mounting.env,
         cwd: run.cwd.clone(),
         user: run.user.clone(),
         timeout_s: Some(limits::BUILD_STEP_TIMEOUT_S),
     };
-    let exit = guest.exec(&spec, |output| log.output(&output)).await?;
+    let cas = build.job.extra_cas.as_deref();
+    trust::lend(guest, cas, &mut process).await?;
+    let spec = ExecSpec {
+        process,
+        mounts: mounting.mounts,
+        offline: run.offline,
+    };
+    let exit = guest.exec(&spec, |output| log.output(&output)).await;
+    let exit = exit.map_err(BuildError::in_guest(line))?;
     let command = run.argv.join(" ");
     if exit.timed_out {
         let limit_s = limits::BUILD_STEP_TIMEOUT_S;
@@ -160,46 +93,149 @@ async fn run_command(
         });
     }
     if exit.code != 0 {
-        log.exited(exit.code);
         return Err(BuildError::StepFailed {
             line,
             command,
             code: exit.code,
         });
     }
+    trust::take_back(guest, cas).await?;
+    for tree in mounting.trees {
+        guest.delete_tree(&tree).await?;
+    }
     log.done();
     Ok(())
 }
 
-async fn copy_files(
-    guest: Guest<'_>,
-    dir: &BuildDir,
-    prepared: &Prepared,
-    copy: &CopyStep,
+/// What a command sees besides the image's own files, as the agent is told.
+struct Mounting<'m> {
+    build: Build<'m>,
+    vm: &'m BuildVm,
     line: usize,
-) -> Result<(), BuildError> {
-    let path = dir.scratch().join("copy.tar");
-    let (context, copy, tar) = (Arc::clone(&prepared.context), copy.clone(), path.clone());
-    let output = blocking(move || {
-        let file = std::fs::File::create(&tar).map_err(BuildError::io("create tar"))?;
-        let written = context.copy_tar(&copy, std::io::BufWriter::new(file));
-        written.map_err(|source| BuildError::Copy { line, source })
-    })
-    .await?;
-    let tar = tokio::fs::File::open(&path)
-        .await
-        .map_err(BuildError::io("open tar"))?;
-    guest.copy(&output.spec, tar).await?;
-    remove(&path).await
+    env: Vec<(String, String)>,
+    mounts: Vec<Mount>,
+    /// Parts of the build context that were sent for this command.
+    trees: Vec<String>,
 }
 
-/// Cuts the disk off after a step: what was written becomes a layer, and a new one lies on top of it.
-async fn seal(layers: &Layers, vm: &mut BuildVm, key: &str) -> Result<(), BuildError> {
-    let next = layers.new_disk();
-    let guest = Guest::new(&*vm.machine);
-    guest.freeze_disk().await?;
-    vm.machine.switch_disk(&next.path).await?;
-    guest.thaw_disk().await?;
-    let done = std::mem::replace(&mut vm.layer, next);
-    layers.publish(key, &done).await
+impl Mounting<'_> {
+    async fn add(&mut self, mount: &RunMount) -> Result<(), BuildError> {
+        let what = match &mount.kind {
+            MountKind::Bind {
+                from: Source::Context,
+                path,
+                writable,
+            } => self.context(path, *writable).await?,
+            MountKind::Bind { from, path, .. } => Mounted::Tree {
+                tree: self.vm.tree_of(from).ok_or(BuildError::Stopped)?,
+                path: path.clone(),
+                writable: false,
+            },
+            MountKind::Cache {
+                id,
+                read_only,
+                owner,
+            } => Mounted::Cache {
+                // An id may be any text; its hex is a file name.
+                name: cache_name(id),
+                writable: !read_only,
+                mode: owner.mode,
+                uid: owner.uid,
+                gid: owner.gid,
+            },
+            MountKind::Tmpfs { bytes } => Mounted::Tmpfs { bytes: *bytes },
+            MountKind::Script { content } => {
+                let owner = FileOwner {
+                    mode: 0o755,
+                    uid: 0,
+                    gid: 0,
+                };
+                file(content.as_bytes(), owner)
+            }
+            MountKind::Secret {
+                id,
+                required,
+                env,
+                owner,
+            } => {
+                let Some(secret) = self.build.job.secrets.0.get(id) else {
+                    return self.without_secret(id, *required);
+                };
+                if let Some(name) = env {
+                    let text = String::from_utf8_lossy(secret).into_owned();
+                    self.env.retain(|(known, _)| known != name);
+                    self.env.push((name.clone(), text));
+                }
+                if mount.target.is_empty() {
+                    return Ok(());
+                }
+                file(secret, *owner)
+            }
+        };
+        self.mounts.push(Mount {
+            target: mount.target.clone(),
+            what,
+        });
+        Ok(())
+    }
+
+    fn without_secret(&self, id: &str, required: bool) -> Result<(), BuildError> {
+        if !required {
+            return Ok(());
+        }
+        Err(BuildError::Refused {
+            line: self.line,
+            problem: format!("secret {id}: not found"),
+        })
+    }
+
+    /// Sends a part of the build context.
+    async fn context(&mut self, path: &str, writable: bool) -> Result<Mounted, BuildError> {
+        let name = format!("context-{}", self.trees.len());
+        let tar = self.build.dir.scratch().join("tree.tar");
+        let context = Arc::clone(&self.build.prepared.context);
+        let (path, draft, line) = (path.to_owned(), tar.clone(), self.line);
+        let tree = blocking(move || {
+            let file = std::fs::File::create(&draft).map_err(BuildError::io("create tar"))?;
+            let written = context.tree_tar(&path, std::io::BufWriter::new(file));
+            written.map_err(|source| BuildError::Copy { line, source })
+        })
+        .await?;
+        put_tree(self.vm.guest(), &name, &tar, self.line).await?;
+        remove(&tar).await?;
+        self.trees.push(name.clone());
+        Ok(Mounted::Tree {
+            tree: name,
+            path: format!("/{}", tree.file.unwrap_or_default()),
+            writable,
+        })
+    }
+}
+
+async fn put_tree(
+    guest: Guest<'_>,
+    name: &str,
+    tar: &std::path::Path,
+    line: usize,
+) -> Result<(), BuildError> {
+    let tar = tokio::fs::File::open(tar)
+        .await
+        .map_err(BuildError::io("open tar"))?;
+    let put = guest.put_tree(name, tar).await;
+    put.map_err(BuildError::in_guest(line))
+}
+
+fn file(content: &[u8], owner: FileOwner) -> Mounted {
+    Mounted::File {
+        content_hex: hex::encode(content),
+        mode: owner.mode,
+        uid: owner.uid,
+        gid: owner.gid,
+    }
+}
+
+fn cache_name(id: &str) -> String {
+    use aws_lc_rs::digest;
+    let digest = digest::digest(&digest::SHA256, id.as_bytes());
+    hex::encode(&digest.as_ref()[..16])
 }

@@ -5,6 +5,7 @@ use super::netns;
 use super::plumbing::{self, TAP};
 use super::rules::Policy;
 use super::slot::SlotError;
+use dormouse_core::egress::Egress;
 use serde::Deserialize;
 
 /// One thing that slots need.
@@ -54,8 +55,8 @@ fn version(tool: &'static str, flag: &str) -> Result<String, String> {
 fn probe_slot() -> Result<String, String> {
     let probe = || {
         plumbing::run("ip", &["tuntap", "add", "dev", TAP, "mode", "tap"], "")?;
-        let rules = Policy::new(Cidr::literal([198, 18, 0, 0], 15), Vec::new(), Vec::new());
-        plumbing::run("nft", &["-f", "-"], &rules.slot_rules())?;
+        let rules = Policy::new(Cidr::literal([198, 18, 0, 0], 15), vec![], vec![], vec![]);
+        plumbing::run("nft", &["-f", "-"], &rules.slot_rules(&Egress::internet()))?;
         plumbing::run("nft", &["-f", "-"], &rules.host_rules("probe"))
     };
     netns::in_new_namespace(probe)

@@ -27,9 +27,10 @@
 //! ones included; answers are not filtered. What a private name points to stays unreachable.
 
 pub mod check;
-pub mod cidr;
 mod dns;
 mod netns;
 mod plumbing;
 mod rules;
 pub mod slot;
+
+pub use dormouse_core::cidr;

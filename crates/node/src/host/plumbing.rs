@@ -8,6 +8,7 @@ use super::cidr::Cidr;
 use super::netns::NetnsThread;
 use super::rules::{Policy, host_table};
 use super::slot::SlotError;
+use dormouse_core::egress::Egress;
 use dormouse_core::{guest, limits};
 use std::collections::{BTreeSet, HashSet};
 use std::fs::{self, File};
@@ -179,7 +180,7 @@ impl Plumbing {
             guest_addr = guest::GUEST_ADDR,
             guest_mac = guest::GUEST_MAC,
         );
-        let rules = self.policy.slot_rules();
+        let rules = self.policy.slot_rules(&Egress::internet());
         let netns = open_netns(&self.name(number)).await?;
         self.maker
             .run(&netns, move || {
@@ -191,9 +192,13 @@ impl Plumbing {
             .await
     }
 
-    /// Replaces the rules inside a slot by today's.
-    pub(crate) async fn install_slot_rules(&self, name: &str) -> Result<(), SlotError> {
-        let rules = self.policy.slot_rules();
+    /// Replaces the rules inside a slot by today's for this egress.
+    pub(crate) async fn install_slot_rules(
+        &self,
+        name: &str,
+        egress: &Egress,
+    ) -> Result<(), SlotError> {
+        let rules = self.policy.slot_rules(egress);
         let netns = open_netns(name).await?;
         self.maker
             .run(&netns, move || run("nft", &["-f", "-"], &rules))
@@ -374,7 +379,7 @@ mod tests {
     #[test]
     fn only_names_of_the_own_owner_are_owned() {
         let network = Cidr::literal([198, 18, 0, 0], 28);
-        let policy = Policy::new(network, vec![], vec![]);
+        let policy = Policy::new(network, vec![], vec![], vec![]);
         let plumbing = Plumbing::new("a1".into(), network, policy).unwrap();
         assert_eq!(plumbing.capacity(), 8);
         assert!(plumbing.owns("dma1-0") && plumbing.owns("dma1-7"));
@@ -396,8 +401,12 @@ mod tests {
     #[test]
     fn each_number_has_its_own_pair_of_addresses() {
         let network = Cidr::literal([198, 18, 0, 0], 28);
-        let plumbing =
-            Plumbing::new("a1".into(), network, Policy::new(network, vec![], vec![])).unwrap();
+        let plumbing = Plumbing::new(
+            "a1".into(),
+            network,
+            Policy::new(network, vec![], vec![], vec![]),
+        )
+        .unwrap();
         let (host, slot) = plumbing.link_addresses(7).unwrap();
         assert_eq!(
             (host.to_string(), slot.to_string()),

@@ -1,13 +1,16 @@
 //! The text of both packet filters: inside each slot, and on the host as a second wall.
 //!
 //! What a guest may do, by the inside rules: ask [`guest::DNS_ADDR`] for names, answer connections that
-//! the host opened, and open connections to addresses that are not [`BLOCKED`]. Connections to those are
+//! the host opened, and open connections to addresses that are not [`BLOCKED`]; or, where its egress says
+//! so, to some ranges alone, or to nothing and without names. Connections to anything else are
 //! reset, so that programs fail fast; all else is dropped. No ICMP says so, for the kernel limits its rate
 //! for all slots together. The host's rules block the same again, and the host's own addresses too,
-//! before any other rule of the host can rewrite a destination.
+//! before any other rule of the host can rewrite a destination; they are alike for all slots, so that what
+//! one slot's egress opens is kept from the others by the inside rules alone.
 
 use super::cidr::Cidr;
 use super::plumbing::{TAP, UPLINK};
+use dormouse_core::egress::Egress;
 use dormouse_core::{guest, limits};
 use std::fmt::Write;
 
@@ -31,23 +34,34 @@ pub(crate) const BLOCKED: [Cidr; 10] = [
 pub(crate) struct Policy {
     blocked: Vec<Cidr>,
     allowed: Vec<Cidr>,
+    /// What a slot may be given beside that.
+    reachable: Vec<Cidr>,
 }
 
 impl Policy {
     /// The constant ranges, the slots' own network and what the configuration adds.
-    pub(crate) fn new(network: Cidr, block: Vec<Cidr>, allowed: Vec<Cidr>) -> Self {
+    pub(crate) fn new(
+        network: Cidr,
+        block: Vec<Cidr>,
+        allowed: Vec<Cidr>,
+        reachable: Vec<Cidr>,
+    ) -> Self {
         let mut blocked = BLOCKED.to_vec();
         blocked.push(network);
         blocked.extend(block);
         blocked.sort_unstable();
         blocked.dedup();
-        Self { blocked, allowed }
+        Self {
+            blocked,
+            allowed,
+            reachable,
+        }
     }
 
     /// The sets that both rule texts refer to.
-    fn sets(&self) -> String {
+    fn sets(&self, allowed: &[Cidr]) -> String {
         let mut text = String::new();
-        for (name, ranges) in [("allowed", &self.allowed), ("blocked", &self.blocked)] {
+        for (name, ranges) in [("allowed", allowed), ("blocked", &self.blocked)] {
             let _ = writeln!(text, "  set {name} {{");
             let _ = writeln!(text, "    type ipv4_addr; flags interval; auto-merge");
             // nft takes an empty set, but no empty list of elements.
@@ -60,8 +74,23 @@ impl Policy {
         text
     }
 
-    /// The rules inside a slot, the same in every slot. Loading them again replaces them at once.
-    pub(crate) fn slot_rules(&self) -> String {
+    /// The rules inside a slot with this egress. Loading them again replaces them at once.
+    pub(crate) fn slot_rules(&self, egress: &Egress) -> String {
+        let (allowed, otherwise) = if egress.internet {
+            let allowed = [&self.allowed[..], &egress.ranges].concat();
+            (allowed, "ip daddr @blocked goto refuse\n    goto open")
+        } else {
+            (egress.ranges.clone(), "goto refuse")
+        };
+        // A name that is asked for can carry data out, too.
+        let names = if egress.is_none() {
+            String::new()
+        } else {
+            let dns = guest::DNS_ADDR;
+            format!(
+                "    iifname \"{TAP}\" ip daddr {dns} meta l4proto {{ tcp, udp }} th dport 53 accept\n"
+            )
+        };
         format!(
             r#"add table netdev dormouse
 delete table netdev dormouse
@@ -80,8 +109,7 @@ table inet dormouse {{
     type filter hook input priority filter; policy drop;
     ct state invalid drop
     iifname "{TAP}" ct state established,related accept
-    iifname "{TAP}" ip daddr {dns} meta l4proto {{ tcp, udp }} th dport 53 accept
-  }}
+{names}  }}
   chain forward {{
     type filter hook forward priority filter; policy drop;
     ct state invalid drop
@@ -90,8 +118,7 @@ table inet dormouse {{
   }}
   chain outbound {{
     ip daddr @allowed goto open
-    ip daddr @blocked goto refuse
-    goto open
+    {otherwise}
   }}
   chain refuse {{
     meta l4proto tcp reject with tcp reset
@@ -109,8 +136,7 @@ table inet dormouse {{
 "#,
             mac = guest::GUEST_MAC,
             guest = guest::GUEST_ADDR,
-            dns = guest::DNS_ADDR,
-            sets = self.sets(),
+            sets = self.sets(&allowed),
             connections = limits::SLOT_CONNECTIONS_MAX,
         )
     }
@@ -118,6 +144,7 @@ table inet dormouse {{
     /// The host's rules for the slots of one owner. Loading them again replaces them at once.
     pub(crate) fn host_rules(&self, owner: &str) -> String {
         let table = host_table(owner);
+        let allowed = [&self.allowed[..], &self.reachable].concat();
         format!(
             r#"add table inet {table}
 delete table inet {table}
@@ -148,7 +175,7 @@ table inet {table} {{
   }}
 }}
 "#,
-            sets = self.sets(),
+            sets = self.sets(&allowed),
         )
     }
 }
@@ -165,7 +192,12 @@ mod tests {
 
     fn policy() -> Policy {
         let network = Cidr::literal([198, 18, 0, 0], 15);
-        Policy::new(network, vec![Cidr::literal([203, 0, 113, 8], 29)], vec![])
+        Policy::new(
+            network,
+            vec![Cidr::literal([203, 0, 113, 8], 29)],
+            vec![],
+            vec![],
+        )
     }
 
     #[test]
@@ -221,7 +253,7 @@ mod tests {
                 oifname "uplink" masquerade
               }
             }
-        "#]].assert_eq(&policy().slot_rules());
+        "#]].assert_eq(&policy().slot_rules(&Egress::internet()));
     }
 
     #[test]
@@ -271,14 +303,65 @@ mod tests {
             Cidr::literal([198, 18, 0, 0], 15),
             vec![],
             vec![Cidr::literal([10, 1, 2, 0], 24)],
+            vec![],
         );
-        let rules = policy.slot_rules();
+        let rules = policy.slot_rules(&Egress::internet());
         assert!(rules.contains("elements = { 10.1.2.0/24 }"), "{rules}");
         let allowed = rules.find("ip daddr @allowed").unwrap();
         assert!(
             allowed < rules.find("ip daddr @blocked").unwrap(),
             "{rules}"
         );
+    }
+
+    /// The rules of the chain that decides on new connections, and whether names may be asked for.
+    fn outbound(egress: &Egress) -> (String, bool) {
+        let rules = policy().slot_rules(egress);
+        let (_, chain) = rules.split_once("chain outbound {\n").unwrap();
+        let (chain, _) = chain.split_once("\n  }").unwrap();
+        (chain.to_owned(), rules.contains("th dport 53 accept"))
+    }
+
+    #[test]
+    fn a_slot_without_egress_opens_nothing() {
+        let (chain, names) = outbound(&Egress::NONE);
+        assert_eq!(chain, "    ip daddr @allowed goto open\n    goto refuse");
+        assert!(!names);
+        let rules = policy().slot_rules(&Egress::NONE);
+        let set = "set allowed {\n    type ipv4_addr; flags interval; auto-merge\n  }";
+        assert!(rules.contains(set), "{rules}");
+    }
+
+    #[test]
+    fn a_slots_own_ranges_are_all_that_it_reaches_or_come_on_top() {
+        let ranges = vec![Cidr::literal([10, 1, 0, 0], 16)];
+        let alone = Egress {
+            internet: false,
+            ranges: ranges.clone(),
+        };
+        let (chain, names) = outbound(&alone);
+        assert!(chain.ends_with("goto refuse"), "{chain}");
+        assert!(names);
+        let rules = policy().slot_rules(&alone);
+        assert!(rules.contains("elements = { 10.1.0.0/16 }"), "{rules}");
+        let both = Egress {
+            internet: true,
+            ranges,
+        };
+        assert_eq!(outbound(&both), outbound(&Egress::internet()));
+        let rules = policy().slot_rules(&both);
+        assert!(rules.contains("elements = { 10.1.0.0/16 }"), "{rules}");
+    }
+
+    #[test]
+    fn the_host_lets_through_what_some_slot_may_be_given() {
+        let network = Cidr::literal([198, 18, 0, 0], 15);
+        let given = vec![Cidr::literal([10, 1, 0, 0], 16)];
+        let policy = Policy::new(network, vec![], vec![], given);
+        let host = policy.host_rules("a1");
+        assert!(host.contains("elements = { 10.1.0.0/16 }"), "{host}");
+        let slot = policy.slot_rules(&Egress::internet());
+        assert!(!slot.contains("10.1.0.0/16"), "{slot}");
     }
 
     #[test]

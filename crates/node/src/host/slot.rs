@@ -8,6 +8,7 @@ use super::dns::{Forwarder, Resolvers};
 use super::netns::{self, NetnsThread};
 use super::plumbing::{self, Plumbing};
 use super::rules::Policy;
+use dormouse_core::egress::Egress;
 use dormouse_core::{guest, limits};
 use std::collections::{HashSet, VecDeque};
 use std::io;
@@ -42,6 +43,8 @@ pub struct SlotConfig {
     pub block: Vec<Cidr>,
     /// Ranges to let through although they are blocked; never the host's own addresses or other slots.
     pub allow: Vec<Cidr>,
+    /// Ranges that no slot reaches unless its own egress names them.
+    pub reachable: Vec<Cidr>,
     /// Resolvers to forward DNS queries to; empty for those of `/etc/resolv.conf`.
     pub resolvers: Vec<SocketAddr>,
 }
@@ -56,6 +59,7 @@ impl SlotConfig {
             network: NETWORK,
             block: Vec::new(),
             allow: Vec::new(),
+            reachable: Vec::new(),
             resolvers: Vec::new(),
         }
     }
@@ -168,7 +172,7 @@ impl SlotPool {
             plumbing: Plumbing::new(
                 config.owner,
                 config.network,
-                Policy::new(config.network, config.block, config.allow),
+                Policy::new(config.network, config.block, config.allow, config.reachable),
             )?,
         });
         host.plumbing.enable_forwarding().await?;
@@ -216,12 +220,12 @@ impl SlotPool {
             .map_err(|_| SlotError::io("make slot")(io::Error::other("the task ended")))?
     }
 
-    /// Takes over a slot that an earlier process left for a machine that still runs. None when the slot
-    /// is gone or incomplete; what is left of it is then deleted.
+    /// Takes over a slot that an earlier process left for a machine that still runs, and that reaches
+    /// `egress`. None when the slot is gone or incomplete; what is left of it is then deleted.
     ///
     /// # Errors
     /// The name is not one of this owner's, the slot is in use here, or the kernel refuses.
-    pub async fn adopt(&self, name: &str) -> Result<Option<Slot>, SlotError> {
+    pub async fn adopt(&self, name: &str, egress: &Egress) -> Result<Option<Slot>, SlotError> {
         let host = &self.shared.host;
         if !host.plumbing.owns(name) {
             return Err(SlotError::Config(format!(
@@ -233,7 +237,7 @@ impl SlotPool {
             host.plumbing.delete(name).await?;
             return Ok(None);
         }
-        host.plumbing.install_slot_rules(name).await?;
+        host.plumbing.install_slot_rules(name, egress).await?;
         Slot::open(held).await.map(Some)
     }
 
@@ -447,6 +451,18 @@ impl Slot {
     #[must_use]
     pub fn name(&self) -> &str {
         &self.held.name
+    }
+
+    /// Lets the slot's machine reach `egress` and no more. A new slot reaches the internet.
+    ///
+    /// # Errors
+    /// The slot is gone, or the kernel refuses; the rules are then as they were.
+    pub async fn set_egress(&self, egress: &Egress) -> Result<(), SlotError> {
+        if *egress == Egress::internet() {
+            return Ok(());
+        }
+        let plumbing = &self.held.host.plumbing;
+        plumbing.install_slot_rules(self.name(), egress).await
     }
 
     /// Opens the tap, with virtio headers and without packet information. One opener at a time.

@@ -19,6 +19,7 @@ use guest::{Guest, GuestState};
 use serde::{Deserialize, Serialize};
 use std::collections::{HashMap, VecDeque};
 use std::io;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -47,6 +48,8 @@ pub enum Failure {
     SnapshotDiskFull,
     /// A restored machine ends as soon as it runs.
     ExitOnResume,
+    /// What a machine left cannot be cleared away.
+    Reap,
 }
 
 impl Fake {
@@ -54,6 +57,14 @@ impl Fake {
     #[must_use]
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// How many machines live.
+    #[must_use]
+    pub fn machines(&self) -> usize {
+        let machines = lock(&self.machines);
+        let alive = machines.values().filter(|m| m.guest.exit().is_none());
+        alive.count()
     }
 
     /// Makes the next operation of that kind fail.
@@ -130,7 +141,9 @@ impl Vmm for Fake {
             });
         }
         let guest = Guest::start(saved.guest, false);
-        Ok(self.add(&spec.run_dir, guest, Memory::Private))
+        let golden = tokio::fs::metadata(&spec.golden_memory).await;
+        let golden_len = golden.map_err(VmmError::io("read snapshot"))?.len();
+        Ok(self.add(&spec.run_dir, guest, Memory::Private { golden_len }))
     }
 
     async fn adopt(&self, run_dir: &Path) -> Result<Option<Box<dyn Instance>>, VmmError> {
@@ -140,6 +153,9 @@ impl Vmm for Fake {
     }
 
     async fn reap(&self, run_dir: &Path) -> Result<(), VmmError> {
+        if self.take(Failure::Reap) {
+            return Err(refused("reap", "failed on request"));
+        }
         let found = lock(&self.machines).remove(run_dir);
         if let Some(machine) = found {
             machine.kill().await?;
@@ -153,7 +169,7 @@ impl Vmm for Fake {
 enum Memory {
     Anonymous,
     Shared(PathBuf),
-    Private,
+    Private { golden_len: u64 },
 }
 
 #[derive(Debug)]
@@ -189,7 +205,7 @@ impl Instance for Arc<Machine> {
         if self.kept_whole.load(Ordering::Relaxed) {
             return Err(refused("resume", "the machine became a golden snapshot"));
         }
-        if matches!(self.memory, Memory::Private) && self.fake.take(Failure::ExitOnResume) {
+        if matches!(self.memory, Memory::Private { .. }) && self.fake.take(Failure::ExitOnResume) {
             self.guest
                 .end(ExitReason::Crashed("crashed on request".to_owned()));
             return Ok(());
@@ -217,7 +233,7 @@ impl Instance for Arc<Machine> {
     }
 
     async fn snapshot_delta(&self, files: &DeltaFiles) -> Result<DeltaStats, VmmError> {
-        if !matches!(self.memory, Memory::Private) {
+        if !matches!(self.memory, Memory::Private { .. }) {
             return Err(refused("delta snapshot", "the machine was not restored"));
         }
         self.pause().await?;
@@ -229,6 +245,17 @@ impl Instance for Arc<Machine> {
         Ok(DeltaStats {
             pages: bytes.div_ceil(PAGE),
         })
+    }
+
+    async fn touched_pages(&self) -> Result<Vec<Range<u64>>, VmmError> {
+        match self.memory {
+            // It has read its whole memory file when it started.
+            Memory::Private { golden_len } => Ok(vec![0..golden_len.div_ceil(PAGE)]),
+            Memory::Anonymous | Memory::Shared(_) => Err(refused(
+                "look at guest memory",
+                "the machine was not restored",
+            )),
+        }
     }
 
     async fn switch_disk(&self, overlay: &Path) -> Result<(), VmmError> {

@@ -13,7 +13,9 @@ mod qmp;
 
 use crate::host::slot::SlotError;
 use async_trait::async_trait;
+use dormouse_core::egress::Egress;
 use std::fmt::Debug;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use tokio::io::{AsyncRead, AsyncWrite};
 
@@ -61,6 +63,10 @@ pub trait Instance: Send + Sync + Debug {
     /// after it. When it fails the files may be torn, and the machine can be resumed.
     async fn snapshot_delta(&self, files: &DeltaFiles) -> Result<DeltaStats, VmmError>;
 
+    /// Pages of its golden memory that this restored machine has touched so far, in order and without
+    /// overlap, as page numbers. Neighbours that the host mapped along with them may be among them.
+    async fn touched_pages(&self) -> Result<Vec<Range<u64>>, VmmError>;
+
     /// Makes `overlay` (which must not exist) the disk that is written to from now on, on top of what
     /// was the disk until now. The guest must have frozen its file system.
     async fn switch_disk(&self, overlay: &Path) -> Result<(), VmmError>;
@@ -92,6 +98,19 @@ pub struct BootSpec {
     pub vcpus: u32,
     /// Keep the guest's memory in this file, so that a golden snapshot can be made.
     pub golden_memory: Option<PathBuf>,
+    /// Disks besides the root disk. A machine with any of them cannot be snapshotted.
+    pub disks: Vec<AttachedDisk>,
+}
+
+/// A disk besides the root disk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AttachedDisk {
+    /// The serial number by which the guest finds it, 20 bytes at most.
+    pub serial: String,
+    /// A qcow2 file if its name ends in `.qcow2`, raw otherwise.
+    pub path: PathBuf,
+    /// Whether the guest may write to it.
+    pub writable: bool,
 }
 
 /// A machine to load from a snapshot.
@@ -109,6 +128,8 @@ pub struct RestoreSpec {
     pub golden_memory: PathBuf,
     /// Which device state to load, and which memory over the golden one.
     pub state: StateSource,
+    /// Where the machine may open connections to.
+    pub egress: Egress,
 }
 
 /// Which state a machine starts from.

@@ -30,6 +30,7 @@ use super::qmp::{self, Qmp};
 use super::{BootSpec, DeltaFiles, Instance, RestoreSpec, StateSource, Vmm, VmmError};
 use crate::host::slot::{Slot, SlotError, SlotPool};
 use async_trait::async_trait;
+use dormouse_core::egress::Egress;
 use dormouse_core::limits;
 use machine::Machine;
 use process::Process;
@@ -98,6 +99,7 @@ impl Qemu {
         run_dir: &Path,
         machine: &command::Machine<'_>,
         disk: &Path,
+        egress: Egress,
     ) -> Result<Arc<Machine>, VmmError> {
         let slot = self.slots.acquire().await?;
         let golden_memory = match machine.memory {
@@ -111,6 +113,7 @@ impl Qemu {
             golden_memory,
             disk: disk.to_owned(),
             disk_node: 0,
+            egress,
         };
         match self.start_in(slot, run_dir, machine, record).await {
             Ok(machine) => {
@@ -136,6 +139,7 @@ impl Qemu {
         mut record: MachineRecord,
     ) -> Result<Arc<Machine>, VmmError> {
         record.save(run_dir)?;
+        slot.set_egress(&record.egress).await?;
         let tap = slot.open_tap().await?;
         match std::fs::remove_file(run_dir.join(qmp::SOCKET)) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
@@ -198,6 +202,7 @@ impl Vmm for Qemu {
                 None => command::Memory::Anonymous,
             },
             disk: Some(&spec.disk),
+            more_disks: &spec.disks,
             network: true,
             start: command::Start::Kernel {
                 kernel: &spec.kernel,
@@ -206,7 +211,8 @@ impl Vmm for Qemu {
             },
         };
         Ok(Box::new(
-            self.start(&spec.run_dir, &machine, &spec.disk).await?,
+            self.start(&spec.run_dir, &machine, &spec.disk, Egress::internet())
+                .await?,
         ))
     }
 
@@ -217,10 +223,14 @@ impl Vmm for Qemu {
             vcpus: spec.vcpus,
             memory: command::Memory::Private(&spec.golden_memory),
             disk: Some(&spec.disk),
+            more_disks: &[],
             network: true,
             start: command::Start::Incoming,
         };
-        let machine = self.start(&spec.run_dir, &machine, &spec.disk).await?;
+        let egress = spec.egress.clone();
+        let machine = self
+            .start(&spec.run_dir, &machine, &spec.disk, egress)
+            .await?;
         let (state, pages): (&Path, Option<DeltaFiles>) = match &spec.state {
             StateSource::Golden(state) => (state, None),
             StateSource::Delta(files) => (&files.state, Some(files.clone())),
@@ -248,7 +258,7 @@ impl Vmm for Qemu {
             None => None,
         };
         let slot = match &process {
-            Some(_) => self.slots.adopt(&record.slot).await?,
+            Some(_) => self.slots.adopt(&record.slot, &record.egress).await?,
             None => None,
         };
         let (Some(process), Some(slot)) = (process, slot) else {
@@ -280,7 +290,7 @@ impl Vmm for Qemu {
             process.kill().await?;
         }
         MachineRecord::remove(run_dir)?;
-        match self.slots.adopt(&record.slot).await {
+        match self.slots.adopt(&record.slot, &record.egress).await {
             Ok(Some(slot)) => Ok(slot.release().await?),
             // Whoever uses a slot of that name now is another machine.
             Ok(None) | Err(SlotError::InUse(_)) => Ok(()),

@@ -116,9 +116,10 @@ fn app_that_ended_while_no_daemon_ran_ends_the_microvm_with_its_exit_code() {
         stream.read_u8().await.unwrap();
     });
     lab.day(async |daemon| {
-        let record = assert_taken_over(&daemon, &vm, State::Terminated).await;
+        let record = daemon.until(&vm, State::Terminated).await;
         let reason = record.state_reason.as_deref();
         assert_eq!(reason, Some("Container Stopped with Exit Code: 4"));
+        daemon.assert_at_rest().await;
     });
 }
 

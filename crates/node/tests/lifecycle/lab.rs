@@ -2,13 +2,16 @@
 
 use crate::journal::Journal;
 use crate::stage::Stage;
+use dormouse_core::egress::Egress;
 use dormouse_core::guest::{self, ProcessSpec};
+use dormouse_core::hook::Hooks;
 use dormouse_core::microvm::{Event, IdlePolicy, Record, State};
 use dormouse_core::{AccountId, BuildId, EndpointId, ImageArn, MicrovmId, Timestamp, limits};
 use dormouse_node::boot::BootFiles;
 use dormouse_node::driver::{CommandError, Means};
 use dormouse_node::gate::LeasedStream;
 use dormouse_node::guest::Guest;
+use dormouse_node::layers::LayerCache;
 use dormouse_node::layout::{Layout, VmDir};
 use dormouse_node::lifecycle::Host;
 use dormouse_node::node::{Node, OpenError};
@@ -95,6 +98,7 @@ impl Lab {
             memory_mib: MEMORY_MIB,
             vcpus: 1,
             golden_memory: Some(build.memory()),
+            disks: Vec::new(),
         };
         let machine = self.stage.boot(&spec).await.unwrap();
         let guest = Guest::new(&*machine);
@@ -106,7 +110,7 @@ impl Lab {
             user: String::new(),
             timeout_s: None,
         };
-        guest.start_app(&app).await.unwrap();
+        guest.start_app(&app.into()).await.unwrap();
         guest.freeze().await.unwrap();
         machine.snapshot_golden(&build.state()).await.unwrap();
         machine.kill().await.unwrap();
@@ -123,6 +127,7 @@ impl Lab {
             memory_mib: MEMORY_MIB,
             vcpus: 1,
             agent_generation: guest::GENERATION,
+            working_set_pages: None,
         }
     }
 
@@ -157,7 +162,10 @@ impl Lab {
             idle_policy: None,
             ingress_connectors: Vec::new(),
             egress_connectors: Vec::new(),
+            egress: Egress::default(),
             execution_role: None,
+            hooks: Hooks::default(),
+            run_hook_payload: None,
         }
     }
 
@@ -207,6 +215,7 @@ impl Lab {
                     layout: self.layout.clone(),
                     vmm: Arc::new(self.stage.clone()),
                     boot: self.boot_files(),
+                    layers: Arc::new(LayerCache::new(&self.layout.layers())),
                 },
                 store: self.store.clone(),
                 transitions: Semaphore::new(limits::TRANSITIONS_AT_ONCE),

@@ -16,6 +16,7 @@ mod crashes;
 mod deadlines;
 mod ending;
 mod failures;
+mod hooks;
 mod journal;
 mod lab;
 mod random;

@@ -8,6 +8,7 @@ use dormouse_node::vmm::{
 };
 use futures_util::FutureExt;
 use std::io;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
@@ -187,6 +188,10 @@ impl Instance for Actor {
         let stats = self.machine.snapshot_delta(files).await?;
         self.stage.pass(Point::AfterSnapshot).await;
         Ok(stats)
+    }
+
+    async fn touched_pages(&self) -> Result<Vec<Range<u64>>, VmmError> {
+        self.machine.touched_pages().await
     }
 
     async fn switch_disk(&self, overlay: &Path) -> Result<(), VmmError> {

@@ -99,7 +99,7 @@ async fn switches_disk(lab: &Lab) {
     let top = lab.dir.join("layers-2.qcow2");
     let mut sealed = Vec::new();
     for (below, overlay) in [(&bottom, &middle), (&middle, &top)] {
-        vm.guest().start_app(&lab.app).await.ok();
+        vm.guest().start_app(&lab.app.clone().into()).await.ok();
         vm.guest().freeze_disk().await.unwrap();
         vm.machine.switch_disk(overlay).await.unwrap();
         vm.guest().thaw_disk().await.unwrap();

@@ -1,6 +1,7 @@
 //! What a contract test works with: a backend, something to boot, and folders that are cleaned up.
 
-use dormouse_core::guest::{AppState, ProcessSpec, ThawSpec};
+use dormouse_core::egress::Egress;
+use dormouse_core::guest::{AppState, ExecSpec, ProcessSpec, ThawSpec};
 use dormouse_node::disk;
 use dormouse_node::guest::Guest;
 use dormouse_node::vmm::{BootSpec, DeltaFiles, Instance, RestoreSpec, StateSource, Vmm, VmmError};
@@ -78,6 +79,7 @@ impl Lab {
             memory_mib: MEMORY_MIB,
             vcpus: 2,
             golden_memory,
+            disks: Vec::new(),
         };
         let began = Instant::now();
         let vm = Vm {
@@ -97,7 +99,10 @@ impl Lab {
             disk: self.dir.join("golden.qcow2"),
         };
         let vm = self.boot("golden", Some(golden.memory.clone())).await;
-        vm.guest().start_app(&self.app).await.unwrap();
+        vm.guest()
+            .start_app(&self.app.clone().into())
+            .await
+            .unwrap();
         vm.app_answers().await;
         vm.guest().freeze().await.unwrap();
         let began = Instant::now();
@@ -120,6 +125,7 @@ impl Lab {
             vcpus: 2,
             golden_memory: golden.memory.clone(),
             state,
+            egress: Egress::internet(),
         }
     }
 
@@ -230,12 +236,16 @@ impl Vm {
     pub(crate) async fn count_on_disk(&self) -> String {
         use dormouse_node::guest::Output;
         let mut printed = Vec::new();
-        let spec = ProcessSpec {
-            argv: vec!["cat".to_owned(), "/data/count".to_owned()],
-            env: vec![("PATH".to_owned(), "/usr/bin:/bin".to_owned())],
-            cwd: "/".to_owned(),
-            user: String::new(),
-            timeout_s: Some(60),
+        let spec = ExecSpec {
+            process: ProcessSpec {
+                argv: vec!["cat".to_owned(), "/data/count".to_owned()],
+                env: vec![("PATH".to_owned(), "/usr/bin:/bin".to_owned())],
+                cwd: "/".to_owned(),
+                user: String::new(),
+                timeout_s: Some(60),
+            },
+            mounts: Vec::new(),
+            offline: false,
         };
         let output = |output| match output {
             Output::Stdout(bytes) | Output::Stderr(bytes) => printed.extend(bytes),

@@ -5,7 +5,7 @@ use crate::app::App;
 use dormouse_api::ApiError;
 use dormouse_core::{AccountId, limits};
 use dormouse_node::clock;
-use dormouse_store::{ClientToken, Versioned};
+use dormouse_store::{Batch, ClientToken, StoreError, Versioned};
 use serde::Serialize;
 
 /// A request's client token, and whether it has been used.
@@ -16,6 +16,19 @@ pub(super) struct Once {
     pub(super) expired: Option<Versioned<ClientToken>>,
     /// Key of what the same request made before.
     pub(super) made: Option<String>,
+}
+
+impl Once {
+    /// Adds the token to what the request makes.
+    pub(super) fn store(&self, mut batch: Batch) -> Result<Batch, StoreError> {
+        if let Some(expired) = &self.expired {
+            batch = batch.delete(expired);
+        }
+        match &self.fresh {
+            Some(token) => batch.insert(token),
+            None => Ok(batch),
+        }
+    }
 }
 
 /// Looks the token up. Another request under the same token is refused.

@@ -25,6 +25,16 @@ pub(super) async fn page<E: Entity, T>(
     keep: impl Fn(&E) -> bool,
     show: impl Fn(E) -> T,
 ) -> Result<Page<T>, ApiError> {
+    try_page(app, wanted, keep, |value| Ok(show(value))).await
+}
+
+/// [`page`] for what may fail to show.
+pub(super) async fn try_page<E: Entity, T>(
+    app: &App,
+    wanted: Wanted<'_>,
+    keep: impl Fn(&E) -> bool,
+    show: impl Fn(E) -> Result<T, ApiError>,
+) -> Result<Page<T>, ApiError> {
     let most = wanted.max_results.and_then(|n| usize::try_from(n).ok());
     let most = most.unwrap_or(limits::PAGE_ITEMS_MAX as usize);
     let after = match wanted.next_token {
@@ -52,6 +62,6 @@ pub(super) async fn page<E: Entity, T>(
         .map(|row| row.value)
         .filter(keep)
         .map(show)
-        .collect();
+        .collect::<Result<_, _>>()?;
     Ok(Page { items, next_token })
 }

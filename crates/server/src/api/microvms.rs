@@ -2,19 +2,21 @@
 
 use super::idempotency::{self, Once};
 use super::listing::{self, Wanted};
-use super::{images, internal, store_failed};
+use super::{builds, contended, images, internal, network, store_failed, versions, written_again};
+use crate::admission::OverQuota;
 use crate::app::App;
 use dormouse_api::types::{
     Empty, EpochSeconds, IdlePolicy, ListMicrovmsRequest, ListMicrovmsResponse, Microvm,
     MicrovmItem, MicrovmRequest, MicrovmState, RunMicrovmRequest,
 };
 use dormouse_api::{ApiError, checks};
-use dormouse_core::image::{Version, VersionState, canonical_version};
+use dormouse_core::hook::{Hook, RunHookPayload};
+use dormouse_core::image::{Version, VersionState, canonical_version, life};
 use dormouse_core::microvm::{self, Denied, Event, Record, State};
 use dormouse_core::{AccountId, BuildId, EndpointId, ImageArn, MicrovmId, Timestamp, limits};
 use dormouse_node::clock;
 use dormouse_node::driver::CommandError;
-use dormouse_store::{Batch, StoreError, Versioned, Written, version_key};
+use dormouse_store::{Batch, Versioned};
 use uuid::Uuid;
 
 /// RunMicrovm: answers PENDING as soon as the record is stored.
@@ -27,18 +29,33 @@ pub(super) async fn run(
     let image = images::own_arn(app, account, &request.image_identifier)?;
     let id = MicrovmId::new(Uuid::new_v4());
     let token = request.client_token.as_deref();
-    let once = idempotency::look_up(app, account, "RunMicrovm", token, &request, id.to_string());
-    let once = once.await?;
-    if let Some(earlier) = once.made {
-        return find(app, account, &earlier).await.map(|vm| show(app, vm));
+    for _ in 0..limits::WRITE_ATTEMPTS {
+        let operation = "RunMicrovm";
+        let once = idempotency::look_up(app, account, operation, token, &request, id.to_string());
+        let once = once.await?;
+        if let Some(earlier) = once.made {
+            return find(app, account, &earlier).await.map(|vm| show(app, vm));
+        }
+        let wanted = request.image_version.as_deref();
+        let entry = app.admission.enter(&id, account, &image);
+        let deleted = || ApiError::no_active_version(&request.image_identifier, wanted);
+        let entry = entry.ok_or_else(deleted)?;
+        let version = active_version(app, &image, wanted).await?;
+        if request.run_hook_payload.is_some() && version.spec.hooks.call(Hook::Run).is_none() {
+            return Err(ApiError::run_hook_disabled());
+        }
+        let record = new_record(app, account, &request, id.clone(), &version).await?;
+        let (memory_mib, most) = (version.spec.memory_mib, app.config.quotas.memory_mib);
+        let claimed = entry.claim(memory_mib.into(), most);
+        claimed.map_err(|OverQuota| ApiError::memory_quota())?;
+        if let Some(row) = store(app, &once, record).await? {
+            let vm = show(app, row.value.clone());
+            app.node.take(row);
+            entry.launched();
+            return Ok(vm);
+        }
     }
-    let version = active_version(app, &image, request.image_version.as_deref()).await?;
-    if request.run_hook_payload.is_some() {
-        // No image of this version of Dormouse can have a run hook.
-        return Err(ApiError::run_hook_disabled());
-    }
-    let record = new_record(app, account, &request, id, &version).await?;
-    store_and_start(app, once, record).await
+    Err(contended())
 }
 
 async fn new_record(
@@ -48,14 +65,14 @@ async fn new_record(
     id: MicrovmId,
     version: &Version,
 ) -> Result<Record, ApiError> {
-    let default_ingress = vec![app.connector_arn("HTTP_INGRESS")];
+    let default_ingress = network::default_ingress(app);
     let ingress = chosen(&request.ingress_network_connectors, &default_ingress);
     let egress = chosen(
         &request.egress_network_connectors,
         &version.spec.egress_connectors,
     );
-    images::check_connectors(app, &ingress, &["HTTP_INGRESS", "ALL_INGRESS"])?;
-    images::check_connectors(app, &egress, &["INTERNET_EGRESS"])?;
+    network::check_ingress(app, &ingress)?;
+    let opened = network::egress(app, account, &egress).await?;
     let max_duration = request
         .maximum_duration_in_seconds
         .and_then(|s| u64::try_from(s).ok());
@@ -75,11 +92,23 @@ async fn new_record(
         idle_policy: request.idle_policy.map(to_domain),
         ingress_connectors: ingress,
         egress_connectors: egress,
+        egress: opened,
         execution_role: request.execution_role_arn.clone(),
+        hooks: version.spec.hooks,
+        run_hook_payload: request
+            .run_hook_payload
+            .as_ref()
+            .map(|payload| RunHookPayload::new(payload.expose().to_owned())),
     })
 }
 
-async fn store_and_start(app: &App, once: Once, record: Record) -> Result<Microvm, ApiError> {
+/// Stores a new MicroVM and its client token; none when the same request came twice at the same moment and
+/// the other one was faster.
+async fn store(
+    app: &App,
+    once: &Once,
+    record: Record,
+) -> Result<Option<Versioned<Record>>, ApiError> {
     let mut batch = Batch::default().insert(&record).map_err(store_failed)?;
     if let Some(expired) = &once.expired {
         batch = batch.delete(expired);
@@ -87,25 +116,11 @@ async fn store_and_start(app: &App, once: Once, record: Record) -> Result<Microv
     if let Some(token) = &once.fresh {
         batch = batch.insert(token).map_err(store_failed)?;
     }
-    let written = match app.store.apply(batch).await {
-        Ok(written) => written,
-        // The same request came twice at the same moment, and the other one was faster.
-        Err(StoreError::Exists { .. } | StoreError::Stale { .. }) => {
-            return Err(ApiError::conflict(
-                "The same request is being processed: try again",
-            ));
-        }
-        Err(error) => return Err(store_failed(error)),
+    let Some(written) = written_again(app.store.apply(batch).await)? else {
+        return Ok(None);
     };
-    let row = written_row(&written, record)?;
-    let vm = show(app, row.value.clone());
-    app.node.take(row);
-    Ok(vm)
-}
-
-fn written_row(written: &[Written], record: Record) -> Result<Versioned<Record>, ApiError> {
     let first = written.first().copied().ok_or_else(ApiError::internal)?;
-    Ok(Versioned::at(first, record))
+    Ok(Some(Versioned::at(first, record)))
 }
 
 /// GetMicrovm.
@@ -225,21 +240,18 @@ async fn active_version(
 ) -> Result<Version, ApiError> {
     let arn = image.to_string();
     let none = || ApiError::no_active_version(&arn, wanted);
-    let found = images::find(app, image).await?.ok_or_else(none)?;
-    let version = match wanted {
-        Some(text) => canonical_version(text),
-        None => found.latest_active_version,
-    };
-    let key = version_key(image, &version.ok_or_else(none)?);
-    let version = app.store.get::<Version>(&key).await.map_err(store_failed)?;
+    let found = images::find(app, image).await?.ok_or_else(none)?.value;
+    let newest = found.latest_active_version.as_deref();
+    let name = wanted.or(newest).ok_or_else(none)?;
+    let version = versions::find(app, image, name).await?;
     let version = version.map(|row| row.value);
     version
-        .filter(|v| v.active && v.state == VersionState::Successful)
+        .filter(|version| life::is_launchable(&found, version))
         .ok_or_else(none)
 }
 
 async fn build_of(app: &App, version: &Version) -> Result<BuildId, ApiError> {
-    let builds = images::builds_of(app, version).await?;
+    let builds = builds::of_version(app, version).await?;
     let done = builds
         .into_iter()
         .find(|build| build.state == VersionState::Successful);

@@ -4,11 +4,23 @@
 //! raw request ─▶ body (bounded) ─▶ SigV4 ─▶ route ─▶ parse and validate ─▶ handler by noun ─▶ JSON
 //! ```
 
+mod builds;
+mod connectors;
+pub(crate) mod extension;
+mod hooks;
 mod idempotency;
 mod images;
 mod listing;
+mod managed;
 mod microvms;
+mod network;
+mod settings;
+pub(crate) mod sts;
+mod tags;
 mod tokens;
+mod versions;
+
+pub(crate) use connectors::resume as resume_connectors;
 
 use crate::app::App;
 use crate::keys::Keys;
@@ -17,10 +29,11 @@ use dormouse_api::ApiError;
 use dormouse_api::restjson::{self, Request};
 use dormouse_api::route::{Match, Operation, route};
 use dormouse_api::sigv4::{self, Scope};
+use dormouse_core::image::life::UnderWay;
 use dormouse_core::{AccountId, limits};
 use dormouse_node::clock;
 use dormouse_node::driver::chain;
-use dormouse_store::StoreError;
+use dormouse_store::{StoreError, Written};
 use http::{Response, request::Parts};
 use jiff::Timestamp;
 use serde::Serialize;
@@ -61,74 +74,144 @@ impl Call<'_> {
     async fn answer(&self, keys: &Keys) -> Result<Response<Bytes>, ApiError> {
         let account = self.authenticate(keys)?;
         let found = route(&self.parts.method, self.parts.uri.path())?;
+        self.admit(&account, &found).await
+    }
+
+    async fn admit(&self, account: &AccountId, found: &Match) -> Result<Response<Bytes>, ApiError> {
+        let throttle = &self.app.throttle;
+        let admitted = throttle.admit(account, found.operation, clock::now());
+        let answered = match admitted {
+            Ok(()) => self.dispatch(account, found).await,
+            Err(delay) => Err(ApiError::throttled(delay)),
+        };
+        answered.map_err(|error| error.in_the_words_of(found.operation))
+    }
+
+    async fn dispatch(
+        &self,
+        caller: &AccountId,
+        found: &Match,
+    ) -> Result<Response<Bytes>, ApiError> {
         let app = self.app;
-        let caller = &account;
         match found.operation {
-            Operation::CreateMicrovmImage => self.reply(
-                &found,
-                images::create(app, caller, self.parse(&found)?).await,
-            ),
+            Operation::CreateMicrovmImage => {
+                self.reply(found, images::create(app, caller, self.parse(found)?).await)
+            }
             Operation::GetMicrovmImage => {
-                self.reply(&found, images::get(app, caller, self.parse(&found)?).await)
+                self.reply(found, images::get(app, caller, self.parse(found)?).await)
             }
             Operation::ListMicrovmImages => {
-                self.reply(&found, images::list(app, caller, self.parse(&found)?).await)
+                self.reply(found, images::list(app, caller, self.parse(found)?).await)
             }
-            Operation::GetMicrovmImageVersion => self.reply(
-                &found,
-                images::get_version(app, caller, self.parse(&found)?).await,
+            Operation::GetMicrovmImageVersion => {
+                self.reply(found, versions::get(app, caller, self.parse(found)?).await)
+            }
+            Operation::UpdateMicrovmImage => {
+                self.reply(found, images::update(app, caller, self.parse(found)?).await)
+            }
+            Operation::DeleteMicrovmImage => self.reply(
+                found,
+                images::delete(app, caller, self.parse(found)?, self.under_way()).await,
             ),
-            Operation::GetMicrovmImageBuild => self.reply(
-                &found,
-                images::get_build(app, caller, self.parse(&found)?).await,
+            Operation::ListMicrovmImageVersions => {
+                self.reply(found, versions::list(app, caller, self.parse(found)?).await)
+            }
+            Operation::UpdateMicrovmImageVersion => self.reply(
+                found,
+                versions::update(app, caller, self.parse(found)?).await,
             ),
+            Operation::DeleteMicrovmImageVersion => self.reply(
+                found,
+                versions::delete(app, caller, self.parse(found)?, self.under_way()).await,
+            ),
+            Operation::GetMicrovmImageBuild => {
+                self.reply(found, builds::get(app, caller, self.parse(found)?).await)
+            }
+            Operation::ListMicrovmImageBuilds => {
+                self.reply(found, builds::list(app, caller, self.parse(found)?).await)
+            }
             Operation::ListManagedMicrovmImages => {
-                self.reply(&found, images::list_managed(app, self.parse(&found)?))
+                self.reply(found, managed::list(app, self.parse(found)?))
             }
-            Operation::RunMicrovm => self.reply(
-                &found,
-                microvms::run(app, caller, self.parse(&found)?).await,
-            ),
-            Operation::GetMicrovm => self.reply(
-                &found,
-                microvms::get(app, caller, self.parse(&found)?).await,
-            ),
-            Operation::ListMicrovms => self.reply(
-                &found,
-                microvms::list(app, caller, self.parse(&found)?).await,
-            ),
+            Operation::ListManagedMicrovmImageVersions => {
+                self.reply(found, managed::list_versions(app, self.parse(found)?))
+            }
+            Operation::ListTags => {
+                self.reply(found, tags::list(app, caller, self.parse(found)?).await)
+            }
+            Operation::TagResource => {
+                self.reply(found, tags::add(app, caller, self.parse(found)?).await)
+            }
+            Operation::UntagResource => {
+                self.reply(found, tags::remove(app, caller, self.parse(found)?).await)
+            }
+            Operation::RunMicrovm => {
+                self.reply(found, microvms::run(app, caller, self.parse(found)?).await)
+            }
+            Operation::GetMicrovm => {
+                self.reply(found, microvms::get(app, caller, self.parse(found)?).await)
+            }
+            Operation::ListMicrovms => {
+                self.reply(found, microvms::list(app, caller, self.parse(found)?).await)
+            }
             Operation::SuspendMicrovm => self.reply(
-                &found,
-                microvms::suspend(app, caller, self.parse(&found)?).await,
+                found,
+                microvms::suspend(app, caller, self.parse(found)?).await,
             ),
             Operation::ResumeMicrovm => self.reply(
-                &found,
-                microvms::resume(app, caller, self.parse(&found)?).await,
+                found,
+                microvms::resume(app, caller, self.parse(found)?).await,
             ),
             Operation::TerminateMicrovm => self.reply(
-                &found,
-                microvms::terminate(app, caller, self.parse(&found)?).await,
+                found,
+                microvms::terminate(app, caller, self.parse(found)?).await,
             ),
-            Operation::CreateMicrovmAuthToken => self.reply(
-                &found,
-                tokens::create(app, caller, self.parse(&found)?).await,
+            Operation::CreateMicrovmAuthToken => {
+                self.reply(found, tokens::create(app, caller, self.parse(found)?).await)
+            }
+            Operation::CreateMicrovmShellAuthToken => self.reply(
+                found,
+                tokens::create_shell(app, caller, self.parse(found)?).await,
             ),
-            other => Err(ApiError::not_implemented(other)),
+            Operation::CreateNetworkConnector => self.reply(
+                found,
+                connectors::create(app, caller, self.parse(found)?).await,
+            ),
+            Operation::GetNetworkConnector => self.reply(
+                found,
+                connectors::get(app, caller, self.parse(found)?).await,
+            ),
+            Operation::ListNetworkConnectors => self.reply(
+                found,
+                connectors::list(app, caller, self.parse(found)?).await,
+            ),
+            Operation::ListNetworkConnectorVersions => self.reply(
+                found,
+                connectors::list_versions(app, caller, self.parse(found)?).await,
+            ),
+            Operation::UpdateNetworkConnector => self.reply(
+                found,
+                connectors::update(app, caller, self.parse(found)?).await,
+            ),
+            Operation::DeleteNetworkConnector => self.reply(
+                found,
+                connectors::delete(app, caller, self.parse(found)?).await,
+            ),
         }
     }
 
     fn authenticate(&self, keys: &Keys) -> Result<AccountId, ApiError> {
-        let scope = Scope {
-            region: &self.app.config.region,
-            service: "lambda",
-        };
-        let now = Timestamp::from_millisecond(i64::try_from(clock::now().0).unwrap_or(i64::MAX))
-            .map_err(|error| internal("clock is out of range", &error))?;
-        let lookup = |id: &str| keys.get(id).map(|key| key.secret.clone());
-        let skew = limits::SIGV4_CLOCK_SKEW;
-        let id = sigv4::verify(self.parts, self.body, scope, now, skew, lookup)?;
-        let key = keys.get(id.as_str()).ok_or_else(ApiError::internal)?;
-        Ok(key.account.clone())
+        authenticate(self.app, keys, self.parts, self.body, "lambda")
+    }
+
+    /// What a deletion does about a build under way: AWS refuses, and knows no way to call a build off. With
+    /// the query parameter `dormouse-cancel=true`, which no AWS client sends, it is called off.
+    fn under_way(&self) -> UnderWay {
+        let query = self.parts.uri.query().unwrap_or_default();
+        match query.split('&').any(|pair| pair == "dormouse-cancel=true") {
+            true => UnderWay::Cancel,
+            false => UnderWay::Refuse,
+        }
     }
 
     fn parse<T: Request>(&self, found: &Match) -> Result<T, ApiError> {
@@ -145,6 +228,44 @@ impl Call<'_> {
     }
 }
 
+/// A batch that was decided on what another writer has changed since is to be decided again; it answers
+/// nothing.
+fn written_again(
+    applied: Result<Vec<Written>, StoreError>,
+) -> Result<Option<Vec<Written>>, ApiError> {
+    match applied {
+        Ok(written) => Ok(Some(written)),
+        Err(StoreError::Exists { .. } | StoreError::Stale { .. }) => Ok(None),
+        Err(error) => Err(store_failed(error)),
+    }
+}
+
+/// Other writers were faster each time.
+fn contended() -> ApiError {
+    ApiError::conflict("Other requests change the same resource: try again")
+}
+
+/// The account whose key signed the request for this service.
+fn authenticate(
+    app: &App,
+    keys: &Keys,
+    parts: &Parts,
+    body: &[u8],
+    service: &str,
+) -> Result<AccountId, ApiError> {
+    let scope = Scope {
+        region: &app.config.region,
+        service,
+    };
+    let now = Timestamp::from_millisecond(i64::try_from(clock::now().0).unwrap_or(i64::MAX))
+        .map_err(|error| internal("clock is out of range", &error))?;
+    let lookup = |id: &str| keys.get(id).map(|key| key.secret.clone());
+    let skew = limits::SIGV4_CLOCK_SKEW;
+    let id = sigv4::verify(parts, body, scope, now, skew, lookup)?;
+    let key = keys.get(id.as_str()).ok_or_else(ApiError::internal)?;
+    Ok(key.account.clone())
+}
+
 /// A fault of ours: logged here, and the client is told no more than that.
 fn internal(what: &str, error: &dyn Error) -> ApiError {
     tracing::error!(error = chain(error), "{what}");
@@ -154,3 +275,6 @@ fn internal(what: &str, error: &dyn Error) -> ApiError {
 fn store_failed(error: StoreError) -> ApiError {
     internal("store failed", &error)
 }
+
+#[cfg(test)]
+mod tests;

@@ -2,7 +2,8 @@
 
 use crate::daemon::{DaemonFile, replace_file};
 use crate::keys::Keys;
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
+use dormouse_core::AccountId;
 use secrecy::ExposeSecret;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -15,11 +16,18 @@ const SYSTEM_CAS: [&str; 4] = [
     "/etc/ssl/cert.pem",
 ];
 
-/// The exports for the daemon of this data directory.
-pub(super) fn exports(data_dir: &Path) -> Result<String> {
+/// The exports for the daemon of this data directory: with the oldest key of `account`, or of the daemon's own.
+pub(super) fn exports(data_dir: &Path, account: Option<&AccountId>) -> Result<String> {
     let daemon = DaemonFile::read(data_dir)?;
     let keys = Keys::open(data_dir)?;
-    let key = keys.first();
+    let key = keys.first_of(account.unwrap_or(&daemon.account));
+    let key = match (key, account) {
+        (Some(key), _) => key,
+        (None, None) => keys.all().remove(0),
+        (None, Some(account)) => bail!(
+            "account {account} has no access key: make one with `dormouse key create --account {account}`"
+        ),
+    };
     let bundle = write_bundle(data_dir, &daemon.ca_file, &SYSTEM_CAS.map(Path::new))?;
     let bundle = text(&bundle)?;
     let ca_file = text(&daemon.ca_file)?;
@@ -75,7 +83,6 @@ fn quote(value: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use dormouse_core::AccountId;
     use std::process::Command;
 
     #[test]
@@ -87,6 +94,8 @@ mod tests {
         fs::write(&ca_file, "OWN CA\n").unwrap();
         let account = AccountId::parse("000000000000").unwrap();
         let keys = Keys::open_or_create(&data_dir, &account).unwrap();
+        let first = keys.first_of(&account).unwrap();
+        Keys::create(&data_dir, AccountId::parse("000000000001").unwrap()).unwrap();
         let daemon = DaemonFile {
             pid: 1,
             api_addr: "0.0.0.0:9400".parse().unwrap(),
@@ -99,7 +108,7 @@ mod tests {
 
         let script = r#"eval "$1"; env -0; cat "$CURL_CA_BUNDLE""#;
         let output = Command::new("sh")
-            .args(["-ec", script, "sh", &exports(&data_dir).unwrap()])
+            .args(["-ec", script, "sh", &exports(&data_dir, None).unwrap()])
             .env("AWS_SESSION_TOKEN", "of another account")
             .output()
             .unwrap();
@@ -107,8 +116,8 @@ mod tests {
         let printed = String::from_utf8(output.stdout).unwrap();
         for (name, value) in [
             ("AWS_ENDPOINT_URL", "http://127.0.0.1:9400"),
-            ("AWS_ACCESS_KEY_ID", &keys.first().id),
-            ("AWS_SECRET_ACCESS_KEY", keys.first().secret.expose_secret()),
+            ("AWS_ACCESS_KEY_ID", &first.id),
+            ("AWS_SECRET_ACCESS_KEY", first.secret.expose_secret()),
             ("AWS_REGION", "us-east-1"),
             ("DORMOUSE_CA_FILE", ca_file.to_str().unwrap()),
         ] {

@@ -1,7 +1,8 @@
 //! `dormouse logs`: the log of an image's newest build.
 
-use super::print_bytes;
-use crate::config::Config;
+use super::client::Client;
+use super::{follow, print_bytes};
+use crate::config::{Config, Overrides};
 use anyhow::{Context, Result, bail};
 use dormouse_core::image::{Build, Image, Version, VersionState};
 use dormouse_core::{BuildId, ImageArn};
@@ -15,7 +16,16 @@ use std::time::Duration;
 const POLL: Duration = Duration::from_millis(300);
 const READ_BYTES: usize = 64 << 10;
 
-/// Prints the log, with `follow` until the build ends.
+/// Prints the log of an image in the account of the environment's key, wherever its daemon is.
+pub(super) async fn show_remote(over: &Overrides, image: &str, follow: bool) -> Result<()> {
+    let client = Client::connect(over)?;
+    let arn = follow::find_image(&client, image).await?;
+    let arn = arn.with_context(|| format!("there is no image {image}"))?;
+    let build = follow::find_build(&client, &arn, None).await?;
+    follow::print_log(&client, &build, follow).await.map(drop)
+}
+
+/// Prints the log of an image of this host, with `follow` until the build ends; no daemon need run.
 pub(super) async fn show(config: &Config, image: &str, follow: bool) -> Result<()> {
     let database = config.database();
     if !database.exists() {

@@ -51,6 +51,17 @@ fn every_key_has_its_place() {
         allow = ["10.1.2.3/32"]
         [build]
         concurrency = 3
+        [quotas]
+        images = 100
+        versions_per_image = 50
+        concurrent_builds = 5
+        memory_mib = 409600
+        calls_per_second = 100
+        [quotas.calls.RunMicrovm]
+        per_second = 5
+        burst = 5
+        [quotas.calls.SuspendMicrovm]
+        per_second = 2
         [log]
         format = "json"
         "#,
@@ -59,6 +70,16 @@ fn every_key_has_its_place() {
     assert_eq!(config.account.as_str(), "123456789012");
     assert_eq!(config.accel, Accel::Tcg);
     assert_eq!(config.builds_at_once, 3);
+    let quotas = &config.quotas;
+    assert_eq!((quotas.images, quotas.versions_per_image), (100, 50));
+    assert_eq!((quotas.concurrent_builds, quotas.memory_mib), (5, 409_600));
+    let (calls, own) = (&quotas.calls, &quotas.calls.by_operation);
+    assert_eq!((calls.default.per_second, calls.default.burst), (100, 200));
+    assert_eq!(
+        (own["RunMicrovm"].per_second, own["RunMicrovm"].burst),
+        (5, 5)
+    );
+    assert_eq!(own["SuspendMicrovm"].burst, 4);
     assert_eq!(config.network.dns[0].to_string(), "9.9.9.9:53");
     let said = format!("{config} {config:?}");
     assert!(
@@ -110,6 +131,22 @@ fn a_mistake_is_named_with_its_remedy() {
             "small",
         ),
         ("[build]\nconcurrency = 0", "build.concurrency", "1 to 64"),
+        ("[quotas]\nimages = 0", "quotas.images", "at least 1"),
+        (
+            "[quotas]\nversions_per_image = 2000",
+            "quotas.versions_per_image",
+            "1000",
+        ),
+        (
+            "[quotas.calls.RunVm]\nper_second = 5",
+            "RunVm",
+            "quotas.calls.RunMicrovm",
+        ),
+        (
+            "[quotas]\ncalls_per_second = 0",
+            "calls_per_second",
+            "burst",
+        ),
         ("data_dri = \"/x\"", "data_dri", "data_dir"),
         ("accel = \"fast\"", "fast", "auto"),
     ] {

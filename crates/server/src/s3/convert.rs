@@ -15,6 +15,8 @@ impl From<StorageError> for S3Error {
     fn from(error: StorageError) -> Self {
         let code = match &error {
             StorageError::NoSuchBucket => S3ErrorCode::NoSuchBucket,
+            StorageError::AccessDenied => S3ErrorCode::AccessDenied,
+            StorageError::BucketTaken => S3ErrorCode::BucketAlreadyExists,
             StorageError::NoSuchKey => S3ErrorCode::NoSuchKey,
             StorageError::NoSuchUpload => S3ErrorCode::NoSuchUpload,
             StorageError::InvalidPart => S3ErrorCode::InvalidPart,

@@ -9,6 +9,12 @@ pub(crate) enum StorageError {
     /// There is no such bucket.
     #[error("there is no such bucket")]
     NoSuchBucket,
+    /// The bucket is another account's.
+    #[error("access denied")]
+    AccessDenied,
+    /// Another account has a bucket of this name; names are unique over all accounts, as in S3.
+    #[error("another account has a bucket of this name")]
+    BucketTaken,
     /// There is no such object.
     #[error("there is no such object")]
     NoSuchKey,

@@ -4,7 +4,7 @@
 //! no row names is rubbish; the next start removes it.
 
 use super::StorageError;
-use dormouse_core::Timestamp;
+use dormouse_core::{AccountId, Timestamp};
 use rusqlite::{Connection, OptionalExtension, Row, Transaction, TransactionBehavior};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashSet};
@@ -12,7 +12,9 @@ use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
 /// Schema of the index; kept as the database's `user_version`.
-const SCHEMA_VERSION: u32 = 1;
+const SCHEMA_VERSION: u32 = 2;
+/// The schema in which buckets belonged to nobody.
+const SCHEMA_WITHOUT_ACCOUNTS: u32 = 1;
 
 /// The index. Its methods block.
 #[derive(Debug)]
@@ -78,8 +80,8 @@ pub(super) enum Condition {
 }
 
 impl Index {
-    /// Opens the index, making it where there is none.
-    pub(super) fn open(path: &Path) -> Result<Self, StorageError> {
+    /// Opens the index, making it where there is none. Buckets of before there were accounts become `owner`'s.
+    pub(super) fn open(path: &Path, owner: &AccountId) -> Result<Self, StorageError> {
         let mut connection = Connection::open(path)?;
         connection.busy_timeout(dormouse_core::limits::STORE_BUSY_TIMEOUT)?;
         connection.pragma_update(None, "journal_mode", "wal")?;
@@ -89,6 +91,13 @@ impl Index {
         match transaction.pragma_query_value(None, "user_version", |row| row.get(0))? {
             0 => {
                 transaction.execute_batch(include_str!("schema.sql"))?;
+                transaction.pragma_update(None, "user_version", SCHEMA_VERSION)?;
+            }
+            SCHEMA_WITHOUT_ACCOUNTS => {
+                transaction.execute_batch(
+                    "ALTER TABLE buckets ADD COLUMN account TEXT NOT NULL DEFAULT ''",
+                )?;
+                transaction.execute("UPDATE buckets SET account = ?1", [owner.as_str()])?;
                 transaction.pragma_update(None, "user_version", SCHEMA_VERSION)?;
             }
             SCHEMA_VERSION => {}
@@ -117,17 +126,41 @@ impl Index {
     }
 }
 
-/// Makes a bucket; says whether it is new.
+/// Makes a bucket of this account; says whether it is new.
 pub(super) fn create_bucket(
     index: &Connection,
     name: &str,
+    account: &AccountId,
     now: Timestamp,
 ) -> Result<bool, StorageError> {
     let added = index.execute(
-        "INSERT OR IGNORE INTO buckets (name, created_ms) VALUES (?1, ?2)",
-        (name, now.0),
+        "INSERT OR IGNORE INTO buckets (name, created_ms, account) VALUES (?1, ?2, ?3)",
+        (name, now.0, account.as_str()),
     )?;
-    Ok(added == 1)
+    match require_own(index, name, account) {
+        Err(StorageError::AccessDenied) => Err(StorageError::BucketTaken),
+        own => own.map(|()| added == 1),
+    }
+}
+
+/// Fails unless there is such a bucket and it is this account's.
+pub(super) fn require_own(
+    index: &Connection,
+    name: &str,
+    account: &AccountId,
+) -> Result<(), StorageError> {
+    let owner: Option<String> = index
+        .query_row(
+            "SELECT account FROM buckets WHERE name = ?1",
+            [name],
+            |row| row.get(0),
+        )
+        .optional()?;
+    match owner {
+        None => Err(StorageError::NoSuchBucket),
+        Some(owner) if owner == account.as_str() => Ok(()),
+        Some(_) => Err(StorageError::AccessDenied),
+    }
 }
 
 /// Removes an empty bucket.
@@ -154,10 +187,15 @@ pub(super) fn require_bucket(index: &Connection, name: &str) -> Result<(), Stora
     found.ok_or(StorageError::NoSuchBucket)
 }
 
-/// Every bucket with the time of its making, by name.
-pub(super) fn buckets(index: &Connection) -> Result<Vec<(String, Timestamp)>, StorageError> {
-    let mut select = index.prepare_cached("SELECT name, created_ms FROM buckets ORDER BY name")?;
-    let rows = select.query_map([], |row| Ok((row.get(0)?, Timestamp(row.get(1)?))))?;
+/// Every bucket of an account with the time of its making, by name.
+pub(super) fn buckets(
+    index: &Connection,
+    account: &AccountId,
+) -> Result<Vec<(String, Timestamp)>, StorageError> {
+    let mut select = index
+        .prepare_cached("SELECT name, created_ms FROM buckets WHERE account = ?1 ORDER BY name")?;
+    let row = |row: &Row<'_>| Ok((row.get(0)?, Timestamp(row.get(1)?)));
+    let rows = select.query_map([account.as_str()], row)?;
     Ok(rows.collect::<Result<_, _>>()?)
 }
 
@@ -276,4 +314,49 @@ pub(super) fn from_json<T: serde::de::DeserializeOwned>(
             Box::new(error),
         )
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn account(number: u8) -> AccountId {
+        AccountId::parse(&format!("{number:012}")).unwrap()
+    }
+
+    #[test]
+    fn a_bucket_of_before_there_were_accounts_is_the_daemons_own() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("index.db");
+        let old = Connection::open(&path).unwrap();
+        old.execute_batch(
+            "CREATE TABLE buckets (name TEXT PRIMARY KEY, created_ms INTEGER NOT NULL) STRICT;
+             INSERT INTO buckets VALUES ('old', 1);
+             PRAGMA user_version = 1;",
+        )
+        .unwrap();
+        drop(old);
+        for _ in 0..2 {
+            let index = Index::open(&path, &account(1)).unwrap();
+            let own = index.with(|index| require_own(index, "old", &account(1)));
+            assert!(own.is_ok(), "{own:?}");
+            let other = index.with(|index| require_own(index, "old", &account(2)));
+            assert!(
+                matches!(other, Err(StorageError::AccessDenied)),
+                "{other:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_bucket_has_one_owner_and_its_name_is_taken_for_all() {
+        let folder = tempfile::tempdir().unwrap();
+        let index = Index::open(&folder.path().join("index.db"), &account(1)).unwrap();
+        let create = |who| index.with(|i| create_bucket(i, "b", &account(who), Timestamp(0)));
+        assert!(create(1).unwrap());
+        assert!(!create(1).unwrap());
+        assert!(matches!(create(2), Err(StorageError::BucketTaken)));
+        let listed = |who| index.with(|i| buckets(i, &account(who))).unwrap().len();
+        assert_eq!((listed(1), listed(2)), (1, 0));
+    }
 }

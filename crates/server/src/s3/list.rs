@@ -118,13 +118,14 @@ fn successor(prefix: &str) -> Option<String> {
 mod tests {
     use super::super::index::{Attributes, Blob, Condition, Index, create_bucket, put_object};
     use super::*;
-    use dormouse_core::Timestamp;
+    use dormouse_core::{AccountId, Timestamp};
 
     fn bucket_of(keys: &[&str]) -> (tempfile::TempDir, Index) {
         let folder = tempfile::tempdir().unwrap();
-        let index = Index::open(&folder.path().join("index.db")).unwrap();
+        let owner = AccountId::parse("000000000000").unwrap();
+        let index = Index::open(&folder.path().join("index.db"), &owner).unwrap();
         let fill = |index: &rusqlite::Transaction<'_>| {
-            create_bucket(index, "b", Timestamp(0))?;
+            create_bucket(index, "b", &owner, Timestamp(0))?;
             for key in keys {
                 let object = Object {
                     key: (*key).to_owned(),

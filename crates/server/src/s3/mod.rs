@@ -3,6 +3,7 @@
 //! The daemon answers S3 on the control API's address, path-style (`/bucket/key`), with the same access keys.
 //! The protocol is s3s's, the storage ours. What is not implemented answers `NotImplemented`.
 
+mod access;
 mod convert;
 mod digest;
 mod error;
@@ -16,7 +17,9 @@ mod uploads;
 pub(crate) use error::StorageError;
 
 use crate::keys::Keys;
+use access::Access;
 use bytes::Bytes;
+use dormouse_core::AccountId;
 use http::{HeaderValue, Request, Response, StatusCode, Version, header};
 use http_body_util::{BodyExt, combinators::UnsyncBoxBody};
 use object_store::ObjectStore;
@@ -44,16 +47,22 @@ pub(crate) struct Service {
 }
 
 impl Service {
-    /// Opens the buckets in `DATA/s3`, making the folder where there is none.
+    /// Opens the buckets in `DATA/s3`, making the folder where there is none. Buckets of before there were
+    /// accounts become `account`'s.
     pub(crate) async fn open(
         data_dir: &Path,
         region: &str,
         keys: Arc<Keys>,
+        account: &AccountId,
     ) -> Result<Self, StorageError> {
-        let storage = Storage::open(&data_dir.join("s3")).await?;
+        let storage = Storage::open(&data_dir.join("s3"), account).await?;
         let mut service = S3ServiceBuilder::new(operations::Operations {
             storage: storage.clone(),
             region: region.to_owned(),
+        });
+        service.set_access(Access {
+            keys: Arc::clone(&keys),
+            storage: storage.clone(),
         });
         service.set_auth(Auth(keys));
         Ok(Self {
@@ -87,16 +96,32 @@ impl Service {
 
     /// Makes a bucket, where there is none of this name.
     #[cfg(test)]
-    pub(crate) async fn create_bucket(&self, name: &str) -> Result<bool, StorageError> {
-        self.storage.create_bucket(name.to_owned()).await
+    pub(crate) async fn create_bucket(
+        &self,
+        name: &str,
+        account: &AccountId,
+    ) -> Result<bool, StorageError> {
+        let account = account.clone();
+        self.storage.create_bucket(name.to_owned(), account).await
     }
 
-    /// Where the bytes of an object are, for the daemon's own reading.
+    /// Writes an object.
+    #[cfg(test)]
+    pub(crate) async fn put(&self, bucket: &str, key: &str, content: Bytes) {
+        let body = storage::Incoming::unclaimed(futures_util::stream::iter([Ok(content)]));
+        let (attributes, condition) = (Default::default(), index::Condition::None);
+        let put = self.storage.put(bucket, key, attributes, condition, body);
+        put.await.expect("the storage works");
+    }
+
+    /// Where the bytes of an account's object are, for the daemon's own reading.
     pub(crate) async fn locate(
         &self,
+        account: &AccountId,
         bucket: &str,
         key: &str,
     ) -> Result<(Arc<dyn ObjectStore>, ObjectPath), StorageError> {
+        self.storage.require_own(bucket, account).await?;
         let object = self.storage.head(bucket, key).await?;
         Ok(self.storage.file(&object))
     }
@@ -120,14 +145,13 @@ impl S3Auth for Auth {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use dormouse_core::AccountId;
     use http_body_util::BodyExt;
 
     async fn answer(request: http::request::Builder) -> Response<Body> {
         let folder = tempfile::tempdir().unwrap();
         let account = AccountId::parse("000000000000").unwrap();
         let keys = Keys::open_or_create(folder.path(), &account).unwrap();
-        let s3 = Service::open(folder.path(), "us-east-1", Arc::new(keys))
+        let s3 = Service::open(folder.path(), "us-east-1", Arc::new(keys), &account)
             .await
             .unwrap();
         s3.call(request.body(Bytes::from_static(b"x")).unwrap())

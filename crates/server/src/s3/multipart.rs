@@ -1,6 +1,7 @@
 //! S3's operations on multipart uploads.
 
 use super::StorageError;
+use super::access::caller;
 use super::convert::{
     Encoding, ReadConditions, attributes, check_metadata, claims, condition, etag, is_shared_acl,
     page_limit, size, timestamp, unsupported,
@@ -92,7 +93,10 @@ impl Operations {
             if_modified_since: input.copy_source_if_modified_since.as_ref(),
             if_unmodified_since: input.copy_source_if_unmodified_since.as_ref(),
         };
-        let from = self.copy_source(&input.copy_source, &conditions).await?;
+        let account = caller(&request.extensions)?;
+        let from = self
+            .copy_source(&input.copy_source, &conditions, &account)
+            .await?;
         let range = match &input.copy_source_range {
             None => 0..from.blob.size,
             Some(text) => dto::Range::parse(text)

@@ -1,6 +1,7 @@
 //! S3's operations, each a few lines over [`Storage`].
 
 use super::StorageError;
+use super::access::caller;
 use super::convert::{
     Encoding, ReadConditions, attributes, check_metadata, claims, condition, etag, is_shared_acl,
     page_limit, page_token, parse_page_token, size, timestamp, unsupported,
@@ -9,7 +10,7 @@ use super::index::{Attributes, Checksums, Object};
 use super::list::{ListPage, ListQuery};
 use super::storage::{Incoming, Storage};
 use bytes::Bytes;
-use dormouse_core::limits;
+use dormouse_core::{AccountId, limits};
 use futures_util::{Stream, StreamExt, TryStreamExt, stream};
 use http_body_util::StreamBody;
 use hyper::body::Frame;
@@ -37,7 +38,11 @@ impl S3 for Operations {
             "x-amz-bucket-object-lock-enabled",
             input.object_lock_enabled_for_bucket == Some(true),
         )])?;
-        let new = self.storage.create_bucket(input.bucket.clone()).await?;
+        let account = caller(&request.extensions)?;
+        let new = self
+            .storage
+            .create_bucket(input.bucket.clone(), account)
+            .await?;
         // Only S3's oldest region lets an owner create a bucket twice.
         if !new && self.region != "us-east-1" {
             return Err(s3_error!(
@@ -75,9 +80,10 @@ impl S3 for Operations {
 
     async fn list_buckets(
         &self,
-        _: S3Request<dto::ListBucketsInput>,
+        request: S3Request<dto::ListBucketsInput>,
     ) -> Answer<dto::ListBucketsOutput> {
-        let buckets = self.storage.buckets().await?.into_iter();
+        let account = caller(&request.extensions)?;
+        let buckets = self.storage.buckets(account).await?.into_iter();
         let buckets = buckets.map(|(name, created_at)| dto::Bucket {
             creation_date: Some(timestamp(created_at)),
             name: Some(name),
@@ -284,7 +290,10 @@ impl S3 for Operations {
             if_modified_since: input.copy_source_if_modified_since.as_ref(),
             if_unmodified_since: input.copy_source_if_unmodified_since.as_ref(),
         };
-        let from = self.copy_source(&input.copy_source, &conditions).await?;
+        let account = caller(&request.extensions)?;
+        let from = self
+            .copy_source(&input.copy_source, &conditions, &account)
+            .await?;
         let replace = input
             .metadata_directive
             .as_ref()
@@ -432,6 +441,7 @@ impl Operations {
         &self,
         source: &dto::CopySource,
         conditions: &ReadConditions<'_>,
+        account: &AccountId,
     ) -> S3Result<Object> {
         let dto::CopySource::Bucket {
             bucket,
@@ -445,6 +455,8 @@ impl Operations {
             ));
         };
         refuse_versions(version_id.as_deref(), None)?;
+        // Access is checked for the bucket in the path alone, which is where the copy goes.
+        self.storage.require_own(bucket, account).await?;
         let object = self.storage.head(bucket, key).await?;
         conditions.check_copy(&object)?;
         Ok(object)

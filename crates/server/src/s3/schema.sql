@@ -1,7 +1,8 @@
 -- Which objects there are. Their bytes are files named by `blob` and never change.
 CREATE TABLE buckets (
     name       TEXT PRIMARY KEY,
-    created_ms INTEGER NOT NULL
+    created_ms INTEGER NOT NULL,
+    account    TEXT NOT NULL
 ) STRICT;
 
 -- Text compares by its UTF-8 bytes: S3's own order of keys.

@@ -13,7 +13,7 @@ use super::index::{self, Attributes, Blob, Condition, Index, Object};
 use super::list::{self, ListPage, ListQuery};
 use super::uploads::{self, Part, Upload};
 use bytes::Bytes;
-use dormouse_core::{Timestamp, limits};
+use dormouse_core::{AccountId, Timestamp, limits};
 use futures_util::{Stream, StreamExt, TryStreamExt, pin_mut, stream};
 use object_store::local::LocalFileSystem;
 use object_store::path::Path as BlobPath;
@@ -42,13 +42,14 @@ pub(super) struct Storage {
 }
 
 impl Storage {
-    /// Opens the storage in `dir`, making it where there is none, and removes what a crash left behind.
-    pub(super) async fn open(dir: &Path) -> Result<Self, StorageError> {
-        let dir = dir.to_owned();
+    /// Opens the storage in `dir`, making it where there is none, and removes what a crash left behind. Buckets
+    /// of before there were accounts become `owner`'s.
+    pub(super) async fn open(dir: &Path, owner: &AccountId) -> Result<Self, StorageError> {
+        let (dir, owner) = (dir.to_owned(), owner.clone());
         blocking(move || {
             let folder = dir.join("blobs");
             create_private(&folder)?;
-            let index = Index::open(&dir.join("index.db"))?;
+            let index = Index::open(&dir.join("index.db"), &owner)?;
             let storage = Self {
                 blobs: Arc::new(LocalFileSystem::new_with_prefix(&folder)?.with_fsync(true)),
                 index: Arc::new(index),
@@ -65,9 +66,24 @@ impl Storage {
         .await
     }
 
-    /// Makes a bucket; says whether it is new.
-    pub(super) async fn create_bucket(&self, name: String) -> Result<bool, StorageError> {
-        self.index(move |index| index::create_bucket(index, &name, now()))
+    /// Makes a bucket of this account; says whether it is new.
+    pub(super) async fn create_bucket(
+        &self,
+        name: String,
+        account: AccountId,
+    ) -> Result<bool, StorageError> {
+        self.index(move |index| index::create_bucket(index, &name, &account, now()))
+            .await
+    }
+
+    /// Fails unless there is such a bucket and it is this account's.
+    pub(super) async fn require_own(
+        &self,
+        name: &str,
+        account: &AccountId,
+    ) -> Result<(), StorageError> {
+        let (name, account) = (name.to_owned(), account.clone());
+        self.index(move |index| index::require_own(index, &name, &account))
             .await
     }
 
@@ -83,9 +99,13 @@ impl Storage {
             .await
     }
 
-    /// Every bucket with the time of its making, by name.
-    pub(super) async fn buckets(&self) -> Result<Vec<(String, Timestamp)>, StorageError> {
-        self.index(|index| index::buckets(index)).await
+    /// Every bucket of an account with the time of its making, by name.
+    pub(super) async fn buckets(
+        &self,
+        account: AccountId,
+    ) -> Result<Vec<(String, Timestamp)>, StorageError> {
+        self.index(move |index| index::buckets(index, &account))
+            .await
     }
 
     /// Lists objects.
@@ -437,7 +457,7 @@ pub(super) struct Incoming<S> {
 }
 
 impl<S> Incoming<S> {
-    fn unclaimed(body: S) -> Self {
+    pub(super) fn unclaimed(body: S) -> Self {
         Self {
             body,
             claims: Claims::default(),

@@ -9,6 +9,9 @@
 //! | `GET /sleep/MS` | `ok` after so many milliseconds |
 //! | `GET /hostname` | the machine's name |
 //! | `GET /exit/CODE` | ends the app |
+//! | a hook | the next answer that it was given; a run hook's payload is its answer; else 200 |
+//! | `POST /answer/HOOK/STATUS` | gives a hook an answer: a status, or `hold` to be silent for a minute |
+//! | `GET /hooks` | the hooks that were called, in order, with their bodies |
 //! | any other path | `ok` |
 
 use super::guest::Guest;
@@ -26,6 +29,8 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 /// The port it listens on.
 pub(super) const PORT: u16 = 8080;
+/// What the paths of hooks begin with.
+const HOOKS: &str = "/aws/lambda-microvms/runtime/v1/";
 /// Where the counter is on disk.
 const COUNT_FILE: &str = "/data/count";
 /// Longest sleep that a request may ask for, in milliseconds.
@@ -57,6 +62,9 @@ async fn answer(guest: &Guest, request: Request<Incoming>) -> Response<Body> {
     guest.running().await;
     guest.app_is(|app| app != AppState::Frozen).await;
     let path = request.uri().path().to_owned();
+    if let Some(hook) = path.strip_prefix(HOOKS) {
+        return answer_hook(guest, hook, request).await;
+    }
     let words: Vec<&str> = path.trim_matches('/').split('/').collect();
     let text = match (request.method(), words.as_slice()) {
         (&Method::POST, ["count"]) => guest.with(|state| {
@@ -75,6 +83,12 @@ async fn answer(guest: &Guest, request: Request<Incoming>) -> Response<Body> {
             tokio::time::sleep(Duration::from_millis(ms)).await;
             "ok".to_owned()
         }
+        (&Method::POST, ["answer", hook, answer]) => {
+            let (hook, answer) = ((*hook).to_owned(), (*answer).to_owned());
+            guest.with(|state| state.hook_answers.push((hook, answer)));
+            "ok".to_owned()
+        }
+        (_, ["hooks"]) => guest.with(|state| state.hook_calls.join("\n")),
         (_, ["exit", code]) => {
             exit(guest, code.parse().unwrap_or(1));
             "bye".to_owned()
@@ -83,6 +97,30 @@ async fn answer(guest: &Guest, request: Request<Incoming>) -> Response<Body> {
     };
     guest.log(&format!("{} {path}", request.method()));
     reply(StatusCode::OK, text)
+}
+
+/// Answers a hook with what `POST /answer` has prepared.
+async fn answer_hook(guest: &Guest, hook: &str, request: Request<Incoming>) -> Response<Body> {
+    let body = request.into_body().collect().await;
+    let body = body.map(|body| body.to_bytes()).unwrap_or_default();
+    let call = format!("{hook} {}", String::from_utf8_lossy(&body));
+    let answer = guest.with(|state| {
+        state.hook_calls.push(call.trim_end().to_owned());
+        let answers = &mut state.hook_answers;
+        let at = answers.iter().position(|(name, _)| name == hook);
+        at.map(|at| answers.remove(at).1)
+    });
+    let payload = serde_json::from_slice::<serde_json::Value>(&body).ok();
+    let payload = payload.and_then(|body| Some(body.get("runHookPayload")?.as_str()?.to_owned()));
+    let status = match answer.or(payload).as_deref() {
+        Some("hold") => {
+            tokio::time::sleep(Duration::from_millis(SLEEP_MAX_MS)).await;
+            StatusCode::OK
+        }
+        Some(status) => status.parse().unwrap_or(StatusCode::BAD_REQUEST),
+        None => StatusCode::OK,
+    };
+    reply(status, "")
 }
 
 /// Ends the app.

@@ -21,6 +21,10 @@ pub(super) struct GuestState {
     pub(super) counter: u64,
     pub(super) files: BTreeMap<String, String>,
     pub(super) hostname: String,
+    /// Hooks that were called, with their bodies.
+    pub(super) hook_calls: Vec<String>,
+    /// Hooks and what they answer next.
+    pub(super) hook_answers: Vec<(String, String)>,
     log: String,
     /// Bytes of the log that are gone.
     log_start: u64,
@@ -35,6 +39,8 @@ impl Default for GuestState {
             counter: 0,
             files: BTreeMap::new(),
             hostname: "localhost".to_owned(),
+            hook_calls: Vec::new(),
+            hook_answers: Vec::new(),
             log: String::new(),
             log_start: 0,
         }

@@ -3,7 +3,7 @@
 //! Boot and restore describe the same machine, or its device state would not fit. They differ in what
 //! stands behind the memory and in whether there is a kernel: a restored guest has it in its memory.
 
-use crate::vmm::qmp;
+use crate::vmm::{AttachedDisk, qmp};
 use dormouse_core::limits;
 use serde_json::json;
 use std::ffi::OsString;
@@ -59,6 +59,8 @@ pub(super) struct Machine<'a> {
     pub(super) vcpus: u32,
     pub(super) memory: Memory<'a>,
     pub(super) disk: Option<&'a Path>,
+    /// Disks besides that one.
+    pub(super) more_disks: &'a [AttachedDisk],
     pub(super) network: bool,
     pub(super) start: Start<'a>,
 }
@@ -131,9 +133,11 @@ impl Machine<'_> {
                 "qom-type": "memory-backend-file", "id": "mem", "size": size,
                 "mem-path": path, "share": true,
             }),
+            // Without a reservation: a guest sees four times its baseline and rarely uses it, and the kernel
+            // refuses to map privately what would not fit the whole host.
             Memory::Private(path) => json!({
                 "qom-type": "memory-backend-file", "id": "mem", "size": size,
-                "mem-path": path, "share": false, "readonly": true, "rom": "off",
+                "mem-path": path, "share": false, "readonly": true, "rom": "off", "reserve": false,
             }),
         };
         object.to_string()
@@ -158,12 +162,33 @@ impl Machine<'_> {
             });
             args.pair("-device", device.to_string());
         }
+        for (number, disk) in self.more_disks.iter().enumerate() {
+            attach(args, number, disk);
+        }
         if self.network {
             args.pair("-netdev", format!("tap,id=net,fd={TAP_FD}"));
             let mac = dormouse_core::guest::GUEST_MAC;
             args.pair("-device", format!("virtio-net-device,netdev=net,mac={mac}"));
         }
     }
+}
+
+/// Attaches one disk more. A build whose disk is full had better fail at once.
+fn attach(args: &mut Arguments, number: usize, disk: &AttachedDisk) {
+    let node = format!("more{number}");
+    let file = json!({
+        "driver": "file", "filename": disk.path, "aio": "threads", "discard": "unmap",
+    });
+    let blockdev = json!({
+        "driver": crate::disk::format_name(&disk.path), "node-name": node, "discard": "unmap",
+        "read-only": !disk.writable, "file": file,
+    });
+    args.pair("-blockdev", blockdev.to_string());
+    let device = json!({
+        "driver": "virtio-blk-device", "drive": node, "serial": disk.serial, "werror": "report",
+        "rerror": "report",
+    });
+    args.pair("-device", device.to_string());
 }
 
 #[derive(Default)]
@@ -191,6 +216,7 @@ mod tests {
             vcpus: 2,
             memory,
             disk: Some(Path::new("/data/a,b.qcow2")),
+            more_disks: &[],
             network: true,
             start,
         };
@@ -229,6 +255,10 @@ mod tests {
         let object: serde_json::Value = serde_json::from_str(value_of(&words, "-object")).unwrap();
         assert_eq!(object["share"], false);
         assert_eq!(object["readonly"], true);
+        assert_eq!(
+            object["reserve"], false,
+            "more memory than the host has is fine"
+        );
     }
 
     #[test]

@@ -13,6 +13,7 @@ use async_trait::async_trait;
 use dormouse_core::guest::AGENT_PORT;
 use dormouse_core::limits;
 use serde_json::{Value, json};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -132,7 +133,7 @@ impl Machine {
     ) -> Result<T, VmmError> {
         let golden = self.with_record(|record| record.golden_memory.clone());
         let golden = golden.ok_or_else(|| VmmError::Refused {
-            command: "delta snapshot".to_owned(),
+            command: "look at guest memory".to_owned(),
             message: "the machine was not restored from a golden snapshot".to_owned(),
         })?;
         let pid = self.process.id.pid;
@@ -194,6 +195,15 @@ impl Instance for Arc<Machine> {
         let files = files.clone();
         self.with_memory(move |memory, cancelled| delta::save(memory, &files, cancelled))
             .await
+    }
+
+    async fn touched_pages(&self) -> Result<Vec<Range<u64>>, VmmError> {
+        self.with_memory(|memory, _| {
+            memory
+                .touched_pages()
+                .map_err(VmmError::io("find touched pages"))
+        })
+        .await
     }
 
     async fn switch_disk(&self, overlay: &Path) -> Result<(), VmmError> {

@@ -26,6 +26,15 @@ pub(super) struct GuestMemory {
     mem: File,
 }
 
+/// Which pages of a private mapping to find.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Wanted {
+    /// The process's own copies.
+    Own,
+    /// All that it has mapped: its own copies and the file's.
+    Touched,
+}
+
 /// A part of the file and where it is mapped.
 #[derive(Debug, PartialEq, Eq)]
 struct Part {
@@ -76,22 +85,32 @@ impl GuestMemory {
 
     /// Ranges of page numbers that differ from the golden memory, in order.
     pub(super) fn own_pages(&self) -> io::Result<Vec<Range<u64>>> {
+        self.find(Wanted::Own)
+    }
+
+    /// Ranges of page numbers that have been read or written, in order. On a read the kernel also maps what
+    /// else of the same 64 KiB it has in memory.
+    pub(super) fn touched_pages(&self) -> io::Result<Vec<Range<u64>>> {
+        self.find(Wanted::Touched)
+    }
+
+    fn find(&self, wanted: Wanted) -> io::Result<Vec<Range<u64>>> {
         let pagemap = File::open(format!("/proc/{}/pagemap", self.pid))?;
-        let mut own = Vec::new();
+        let mut pages = Vec::new();
         for part in &self.parts {
             let span = part.address..part.address + part.len;
-            let found = match scan::anonymous(&pagemap, span.clone()) {
+            let found = match scan::scan(&pagemap, span.clone(), wanted) {
                 Err(error) if error.kind() == io::ErrorKind::Unsupported => {
-                    read_pagemap(&pagemap, span)?
+                    read_pagemap(&pagemap, span, wanted)?
                 }
                 found => found?,
             };
             for addresses in found {
                 let page = |address| (address - part.address + part.offset) / PAGE;
-                push(&mut own, page(addresses.start)..page(addresses.end));
+                push(&mut pages, page(addresses.start)..page(addresses.end));
             }
         }
-        Ok(own)
+        Ok(pages)
     }
 
     /// Reads memory from byte offset `at` on.
@@ -177,8 +196,8 @@ pub(super) fn push(ranges: &mut Vec<Range<u64>>, range: Range<u64>) {
     }
 }
 
-/// Finds anonymous pages by reading `/proc/PID/pagemap`: on kernels before 6.7, which cannot scan.
-fn read_pagemap(pagemap: &File, span: Range<u64>) -> io::Result<Vec<Range<u64>>> {
+/// Finds pages by reading `/proc/PID/pagemap`: on kernels before 6.7, which cannot scan.
+fn read_pagemap(pagemap: &File, span: Range<u64>, wanted: Wanted) -> io::Result<Vec<Range<u64>>> {
     const FILE_PAGE: u64 = 1 << 61;
     const SWAPPED: u64 = 1 << 62;
     const PRESENT: u64 = 1 << 63;
@@ -192,7 +211,8 @@ fn read_pagemap(pagemap: &File, span: Range<u64>) -> io::Result<Vec<Range<u64>>>
         pagemap.read_exact_at(bytes, address / PAGE * 8)?;
         for entry in bytes.as_chunks().0 {
             let entry = u64::from_ne_bytes(*entry);
-            if entry & (PRESENT | SWAPPED) != 0 && entry & FILE_PAGE == 0 {
+            let is_wanted = wanted == Wanted::Touched || entry & FILE_PAGE == 0;
+            if entry & (PRESENT | SWAPPED) != 0 && is_wanted {
                 push(&mut found, address..address + PAGE);
             }
             address += PAGE;
@@ -287,11 +307,38 @@ mod tests {
         let pagemap = File::open("/proc/self/pagemap").unwrap();
         let start = mapping.address as u64;
         let span = start..start + mapping.len as u64;
-        let scanned = scan::anonymous(&pagemap, span.clone());
-        let read = read_pagemap(&pagemap, span).unwrap();
-        match scanned {
-            Err(error) if error.kind() == io::ErrorKind::Unsupported => {}
-            scanned => assert_eq!(scanned.unwrap(), read),
+        // Some that are only read, among those that are not touched at all.
+        for page in (20_000..40_000).step_by(701) {
+            memory.read(page * PAGE, &mut [0; 8]).unwrap();
+        }
+        for wanted in [Wanted::Own, Wanted::Touched] {
+            let scanned = scan::scan(&pagemap, span.clone(), wanted);
+            let read = read_pagemap(&pagemap, span.clone(), wanted).unwrap();
+            match scanned {
+                Err(error) if error.kind() == io::ErrorKind::Unsupported => {}
+                scanned => assert_eq!(scanned.unwrap(), read, "{wanted:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn pages_that_were_read_or_written_are_touched_and_far_ones_are_not() {
+        let mapping = Mapping::new(4000);
+        let memory = mapping.memory();
+        assert_eq!(memory.touched_pages().unwrap(), []);
+        memory.write(1000 * PAGE, b"own").unwrap();
+        memory.read(2000 * PAGE, &mut [0; 8]).unwrap();
+        let touched: Vec<u64> = memory
+            .touched_pages()
+            .unwrap()
+            .into_iter()
+            .flatten()
+            .collect();
+        for page in [1000, 2000] {
+            assert!(touched.contains(&page), "{touched:?}");
+        }
+        for page in [0, 500, 1500, 3000] {
+            assert!(!touched.contains(&page), "{touched:?}");
         }
     }
 

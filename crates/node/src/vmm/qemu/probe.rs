@@ -35,6 +35,7 @@ pub(in crate::vmm) async fn boot_probe(
         vcpus: 1,
         memory: Memory::Anonymous,
         disk: None,
+        more_disks: &[],
         network: false,
         start: Start::Kernel {
             kernel,

@@ -6,6 +6,7 @@
 
 use super::process::ProcessId;
 use crate::vmm::VmmError;
+use dormouse_core::egress::Egress;
 use serde::{Deserialize, Serialize};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -27,6 +28,9 @@ pub(super) struct MachineRecord {
     pub(super) disk: PathBuf,
     /// Number of the block node of that file.
     pub(super) disk_node: u32,
+    /// What its slot lets it reach.
+    #[serde(default)]
+    pub(super) egress: Egress,
 }
 
 impl MachineRecord {
@@ -89,6 +93,7 @@ mod tests {
             golden_memory: None,
             disk: PathBuf::from("/data/disk.qcow2"),
             disk_node: 2,
+            egress: Egress::NONE,
         }
     }
 

@@ -1,6 +1,6 @@
 //! The kernel's page scan (`PAGEMAP_SCAN`, Linux 6.7): it skips what was never touched.
 
-use super::pages;
+use super::pages::{self, Wanted};
 use rustix::io::Errno;
 use rustix::ioctl::{Ioctl, IoctlOutput, Opcode, opcode};
 use std::ffi::c_void;
@@ -15,13 +15,17 @@ const IS_SWAPPED: u64 = 1 << 4;
 /// Regions that one call may return.
 const REGIONS: usize = 4096;
 
-/// Address ranges of anonymous pages in `span`, in order; `Unsupported` on a kernel that cannot scan.
-pub(super) fn anonymous(pagemap: &File, span: Range<u64>) -> io::Result<Vec<Range<u64>>> {
+/// Address ranges of the pages in `span` that are wanted, in order; `Unsupported` on a kernel that cannot scan.
+pub(super) fn scan(
+    pagemap: &File,
+    span: Range<u64>,
+    wanted: Wanted,
+) -> io::Result<Vec<Range<u64>>> {
     let mut regions = vec![Region::default(); REGIONS];
     let mut found = Vec::new();
     let mut at = span.start;
     loop {
-        let scan = Scan::new(at..span.end, &mut regions);
+        let scan = Scan::new(at..span.end, wanted, &mut regions);
         // SAFETY: `Scan` is the argument of exactly this operation, which only a pagemap file knows.
         let count = match unsafe { rustix::ioctl::ioctl(pagemap, scan) } {
             Err(Errno::NOTTY | Errno::INVAL) => return Err(io::ErrorKind::Unsupported.into()),
@@ -73,7 +77,12 @@ struct Scan<'a> {
 }
 
 impl<'a> Scan<'a> {
-    fn new(span: Range<u64>, regions: &'a mut [Region]) -> Self {
+    fn new(span: Range<u64>, wanted: Wanted, regions: &'a mut [Region]) -> Self {
+        // A category that is inverted and asked for keeps the file's pages out.
+        let not_of_file = match wanted {
+            Wanted::Own => IS_FILE,
+            Wanted::Touched => 0,
+        };
         let arg = ScanArg {
             size: size_of::<ScanArg>() as u64,
             flags: 0,
@@ -83,10 +92,11 @@ impl<'a> Scan<'a> {
             vec: regions.as_mut_ptr() as u64,
             vec_len: regions.len() as u64,
             max_pages: 0,
-            category_inverted: IS_FILE,
-            category_mask: IS_FILE,
+            category_inverted: not_of_file,
+            category_mask: not_of_file,
             category_anyof_mask: IS_PRESENT | IS_SWAPPED,
-            return_mask: IS_FILE,
+            // Neighbours that differ in what is returned of them are regions of their own.
+            return_mask: not_of_file,
         };
         Self {
             arg,

@@ -31,8 +31,12 @@ fn files(dir: &Path) -> usize {
 }
 
 async fn open(dir: &Path) -> Storage {
-    let storage = Storage::open(dir).await.unwrap();
-    storage.create_bucket("bucket".to_owned()).await.unwrap();
+    let owner = AccountId::parse("000000000000").unwrap();
+    let storage = Storage::open(dir, &owner).await.unwrap();
+    storage
+        .create_bucket("bucket".to_owned(), owner)
+        .await
+        .unwrap();
     storage
 }
 

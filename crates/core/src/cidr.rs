@@ -1,11 +1,13 @@
 //! IPv4 ranges in `address/prefix` form.
 
+use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::net::Ipv4Addr;
 use std::str::FromStr;
 
 /// A range of IPv4 addresses whose bits after the prefix are zero.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct Cidr {
     addr: Ipv4Addr,
     prefix: u8,
@@ -79,6 +81,20 @@ impl FromStr for Cidr {
             (addr.to_bits() & !mask(prefix) == 0).then_some(Self { addr, prefix })
         };
         parse().ok_or_else(|| CidrError(text.to_owned()))
+    }
+}
+
+impl TryFrom<String> for Cidr {
+    type Error = CidrError;
+
+    fn try_from(text: String) -> Result<Self, CidrError> {
+        text.parse()
+    }
+}
+
+impl From<Cidr> for String {
+    fn from(range: Cidr) -> Self {
+        range.to_string()
     }
 }
 

@@ -8,14 +8,16 @@ use std::cell::Cell;
 
 /// Steps that matching may still take.
 #[derive(Debug)]
-pub(crate) struct Fuel(Cell<u64>);
+pub struct Fuel(Cell<u64>);
 
 /// Matching has used up its budget.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct OutOfFuel;
+pub struct OutOfFuel;
 
 impl Fuel {
-    pub(crate) fn new(steps: u64) -> Self {
+    /// A budget of so many steps.
+    #[must_use]
+    pub fn new(steps: u64) -> Self {
         Self(Cell::new(steps))
     }
 
@@ -28,7 +30,7 @@ impl Fuel {
 
 /// Which `*` a pattern may use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Dialect {
+pub enum Dialect {
     /// `**` is two `*`.
     Copy,
     /// `**` crosses `/`.
@@ -57,13 +59,16 @@ enum Token {
 
 /// A compiled pattern.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Glob {
+pub struct Glob {
     tokens: Vec<Token>,
 }
 
 impl Glob {
-    /// Compiles a pattern; fails with a text for people.
-    pub(crate) fn new(pattern: &str, dialect: Dialect) -> Result<Self, &'static str> {
+    /// Compiles a pattern.
+    ///
+    /// # Errors
+    /// What is wrong with it, for people.
+    pub fn new(pattern: &str, dialect: Dialect) -> Result<Self, &'static str> {
         let mut tokens = Vec::new();
         let mut chars = pattern.chars().peekable();
         while let Some(c) = chars.next() {
@@ -88,7 +93,8 @@ impl Glob {
     }
 
     /// The path that the pattern names when it has no wildcard.
-    pub(crate) fn literal(&self) -> Option<String> {
+    #[must_use]
+    pub fn literal(&self) -> Option<String> {
         let literal = |token: &Token| match token {
             Token::Literal(c) => Some(*c),
             _ => None,
@@ -97,7 +103,10 @@ impl Glob {
     }
 
     /// Whether the whole path matches.
-    pub(crate) fn matches(&self, path: &str, fuel: &Fuel) -> Result<bool, OutOfFuel> {
+    ///
+    /// # Errors
+    /// The budget is used up.
+    pub fn matches(&self, path: &str, fuel: &Fuel) -> Result<bool, OutOfFuel> {
         // states[i]: the first i tokens can have matched what was read so far.
         let mut states = vec![false; self.tokens.len() + 1];
         let mut next = states.clone();

@@ -1,0 +1,10 @@
+//! The handlers over a fake VMM and a store in memory.
+
+mod accounts;
+mod crashes;
+mod images;
+mod lab;
+mod quotas;
+mod runs;
+mod tags;
+mod versions;
