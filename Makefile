@@ -49,6 +49,10 @@ test-kvm: build ## Run the VM tests again on true KVM, in an emulated machine (a
 bench: build ## Measure launch, suspend, resume and memory; writes target/bench.json
 	@venv=$$(scripts/python-env.sh) && exec "$$venv/bin/python" scripts/bench.py
 
+.PHONY: examples
+examples: build ## Build and check every image under examples/ (an hour in software emulation)
+	@venv=$$(scripts/python-env.sh) && exec "$$venv/bin/python" scripts/examples.py
+
 .PHONY: lint
 lint: ## Check format, lints and dependencies
 	@scripts/lint.sh
