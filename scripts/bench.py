@@ -2,8 +2,15 @@
 
 Each figure is of RUNS runs after one that does not count, with a client that is loaded: from the API call, or the
 request, to the app's answer. Prints a table and writes target/bench.json.
+
+usage: bench.py [--builds] [--only PART ...]
+
+--builds also builds three examples, once cold and once from the cache: they install Debian packages, which takes
+many minutes in software emulation. --only measures some parts: base, sizes, prefetch, builds.
+DORMOUSE_BENCH_CONFIG names a configuration file for the daemon, as for builds behind a proxy.
 """
 
+import argparse
 import contextlib
 import json
 import os
@@ -22,18 +29,30 @@ RESULT = Path(os.environ.get("CARGO_TARGET_DIR", PROJECT / "target")) / "bench.j
 RUNS = int(os.environ.get("DORMOUSE_BENCH_RUNS", "20"))
 COLD_BOOTS = int(os.environ.get("DORMOUSE_BENCH_COLD_BOOTS", "10"))
 CLONES = 20
+SIZES_MIB = (512, 1024, 2048, 4096, 8192)
+# A launch of the largest size may take this many times that of the smallest.
+SIZE_RATIO_MAX = 1.2
+BUILT = ("nginx-static", "flask", "go-service")
+BUILD_TIMEOUT_S = 3600
+# What the app of the cold launches reads before it answers.
+BALLAST_MIB = 64
 NEVER = (600, 600, True)
 PERCENTILES = (50, 95, 99)
 
 
 def main():
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("--builds", action="store_true")
+    arguments.add_argument("--only", nargs="+", choices=PARTS, metavar="PART")
+    wanted = arguments.parse_args()
+    parts = wanted.only or [part for part in PARTS if part != "builds" or wanted.builds]
     shutil.rmtree(HOME, ignore_errors=True)
     HOME.mkdir(parents=True)
-    daemon = Daemon(HOME / "data", HOME / "daemon.log", options=accel_options())
+    daemon = Daemon(HOME / "data", HOME / "daemon.log", options=daemon_options())
     try:
         daemon.start()
         cloud = Cloud(daemon, daemon.environment())
-        result = measure(cloud)
+        result = {part: PARTS[part](cloud) for part in parts}
         cloud.terminate_all()
         daemon.stop()
     except BaseException:
@@ -42,17 +61,27 @@ def main():
         raise
     finally:
         daemon.sweep()
+    # The base figures stand at the top, as they always have.
+    result = result.pop("base", {}) | result
     RESULT.write_text(json.dumps(result, indent=2) + "\n")
     show(result)
+    sizes = result.get("sizes")
+    if sizes and sizes["ratio_largest_smallest"] > SIZE_RATIO_MAX:
+        print(f"bench: a launch grows with the size of its memory by more than {SIZE_RATIO_MAX - 1:.0%}", file=sys.stderr)
+        return 1
     return 0
 
 
-def accel_options():
-    accel = os.environ.get("DORMOUSE_TEST_ACCEL")
-    return ["--accel", accel] if accel else []
+def daemon_options():
+    options = []
+    if accel := os.environ.get("DORMOUSE_TEST_ACCEL"):
+        options += ["--accel", accel]
+    if config := os.environ.get("DORMOUSE_BENCH_CONFIG"):
+        options += ["--config", config]
+    return options
 
 
-def measure(cloud):
+def base(cloud):
     app = zip_folder(PROJECT / "examples/hello")
     image = cloud.build_image(app, name="hello")
     say(f"{COLD_BOOTS} cold boots")
@@ -70,6 +99,82 @@ def measure(cloud):
     result["ratio_cold_boot_launch"] = round(result["cold_boot"]["p50"] / result["launch"]["p50"], 2)
     result["ratio_cold_boot_resume"] = round(result["cold_boot"]["p50"] / result["resume"]["p50"], 2)
     return result
+
+
+def sizes(cloud):
+    """Launch time by baseline memory. The sizes take turns, so that a slow moment of the host hits them all."""
+    app = zip_folder(PROJECT / "examples/hello")
+    images = {}
+    for mib in SIZES_MIB:
+        say(f"image of {mib} MiB")
+        images[mib] = cloud.build_image(app, name=f"size-{mib}", memory_mib=mib)
+    launches = {mib: [] for mib in SIZES_MIB}
+    say(f"{RUNS} launches of each size")
+    for run in range(RUNS + 1):
+        for mib, image in images.items():
+            took = launch_ms(cloud, image)
+            if run:
+                launches[mib].append(took)
+    result = {"launch_ms": {mib: percentiles(took) for mib, took in launches.items()}}
+    smallest, largest = (result["launch_ms"][mib]["p50"] for mib in (SIZES_MIB[0], SIZES_MIB[-1]))
+    result["ratio_largest_smallest"] = round(largest / smallest, 2)
+    return result
+
+
+def prefetch(cloud):
+    """Launch time when nothing of the image is in memory, with and without a working set to read ahead."""
+    app = zip_folder(PROJECT / "tests/e2e/apps/hooks")
+    images = {}
+    for name, more in (("without", {}), ("with", {"validate": "ENABLED", "validateTimeoutInSeconds": 300})):
+        hooks = {"port": 9000, "microvmImageHooks": {"ready": "ENABLED"} | more}
+        variables = {"BALLAST_MIB": str(BALLAST_MIB)}
+        images[name] = cloud.build_image(app, name=f"prefetch-{name}", hooks=hooks, environmentVariables=variables)
+    say(f"{RUNS} cold launches with and without a working set, in turns")
+    took = {name: [] for name in images}
+    for _ in range(RUNS):
+        for name, image in images.items():
+            forget(cloud.daemon.data_dir / "builds" / cloud.build(image)["buildId"])
+            took[name].append(launch_ms(cloud, image, "/ballast"))
+    result = {name: percentiles(times) for name, times in took.items()}
+    result["ratio_without_with"] = round(result["without"]["p50"] / result["with"]["p50"], 2)
+    return result
+
+
+def forget(folder):
+    """Drops a snapshot's files from the host's memory; nothing maps them any more."""
+    for name in ("memory", "disk.qcow2", "state"):
+        with (folder / name).open("rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def launch_ms(cloud, image, path="/"):
+    """Milliseconds of one launch to the first answer."""
+    began = time.perf_counter()
+    vm = cloud.launch(image, idle=NEVER)
+    answer(vm, path)
+    took = (time.perf_counter() - began) * 1000
+    vm.terminate()
+    vm.wait("TERMINATED")
+    return took
+
+
+def builds(cloud):
+    """Seconds that real Dockerfiles take to become images, from nothing and again unchanged."""
+    result = {}
+    for name in BUILT:
+        app = zip_folder(PROJECT / "examples" / name)
+        took = {}
+        for kind in ("cold", "cached"):
+            say(f"{kind} build of {name}")
+            began = time.perf_counter()
+            cloud.wait_for_image(cloud.create_image(app, name=f"{name}-{kind}"), timeout_s=BUILD_TIMEOUT_S)
+            took[f"{kind}_s"] = round(time.perf_counter() - began, 1)
+        result[name] = took
+    return result
+
+
+# In the order in which they are measured.
+PARTS = {"base": base, "sizes": sizes, "prefetch": prefetch, "builds": builds}
 
 
 def rebuilt(cloud, number):
@@ -104,8 +209,8 @@ def cycle(cloud, image):
     return tuple(ms * 1000 for ms in (launched - began, suspended - launched, resumed - suspended))
 
 
-def answer(vm):
-    got = vm.endpoint.get("/")
+def answer(vm, path="/"):
+    got = vm.endpoint.get(path)
     if got.status != 200:
         raise RuntimeError(f"{vm.id} answered {got.status}")
 
@@ -137,6 +242,22 @@ def percentiles(values):
 
 
 def show(result):
+    if "launch" in result:
+        show_base(result)
+    if sizes := result.get("sizes"):
+        print(f"\n{'launch to first answer, by memory':36}{'p50':>10}{'p95':>10}{'p99':>10}")
+        for mib, figures in sizes["launch_ms"].items():
+            print(f"{mib:>8} MiB{'':24}" + "".join(f"{figures[f'p{p}']:10.1f}" for p in PERCENTILES) + "  ms")
+        print(f"The largest takes {sizes['ratio_largest_smallest']} times as long as the smallest.")
+    if prefetch := result.get("prefetch"):
+        print(f"\nA launch that finds nothing in the host's memory takes {prefetch['with']['p50']} ms with a working set, "
+              f"{prefetch['without']['p50']} ms without: {prefetch['ratio_without_with']} times as long.")
+    for name, took in result.get("builds", {}).items():
+        print(f"build of {name:20} cold {took['cold_s']:8.1f} s, cached {took['cached_s']:8.1f} s")
+    print(f"Written to {RESULT}")
+
+
+def show_base(result):
     print(f"\n{'':32}{'p50':>10}{'p95':>10}{'p99':>10}")
     rows = [
         ("launch to first answer", "launch", "ms"), ("suspend", "suspend", "ms"),
@@ -146,7 +267,7 @@ def show(result):
     for title, name, unit in rows:
         print(f"{title:32}" + "".join(f"{result[name][f'p{p}']:10.1f}" for p in PERCENTILES) + f"  {unit}")
     print(f"\nA launch is {result['ratio_cold_boot_launch']} times, a resume {result['ratio_cold_boot_resume']} times "
-          f"faster than a cold boot ({RUNS} runs).\nWritten to {RESULT}")
+          f"faster than a cold boot ({RUNS} runs).")
 
 
 def say(text):

@@ -32,6 +32,12 @@ unit_tests() {
     fi
 }
 
+drift() {
+    local venv
+    venv=$(scripts/python-env.sh)
+    DORMOUSE_TEST_PROFILE=release "$venv/bin/python" -m pytest tests/drift
+}
+
 end_to_end() {
     local venv
     venv=$(scripts/python-env.sh)
@@ -44,6 +50,7 @@ step lint scripts/lint.sh
 step build make --no-print-directory build
 step base-disk scripts/test-disk.sh "$DORMOUSE_TEST_ASSETS"
 step unit-and-contract unit_tests
+step drift drift
 step end-to-end end_to_end
 
 printf '\ntest: all passed in %ss (%s)\n' "$SECONDS" "$(IFS=,; echo "${passed[*]}")"

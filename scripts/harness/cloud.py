@@ -26,8 +26,9 @@ class ImageFailed(Exception):
 class Cloud:
     """The daemon as its clients see it, by environment alone."""
 
-    def __init__(self, daemon, environment):
+    def __init__(self, daemon, environment, bucket=BUCKET):
         self.daemon = daemon
+        self.bucket = bucket
         self.environment = environment
         self.ca_file = environment["CURL_CA_BUNDLE"]
         session = boto3.Session(
@@ -43,10 +44,10 @@ class Cloud:
     def upload(self, content, key=None):
         """Puts an artifact into the bucket and returns its address."""
         key = key or f"{uuid.uuid4()}.zip"
-        if BUCKET not in (bucket["Name"] for bucket in self.s3.list_buckets()["Buckets"]):
-            self.s3.create_bucket(Bucket=BUCKET)
-        self.s3.put_object(Bucket=BUCKET, Key=key, Body=content)
-        return f"s3://{BUCKET}/{key}"
+        if self.bucket not in (bucket["Name"] for bucket in self.s3.list_buckets()["Buckets"]):
+            self.s3.create_bucket(Bucket=self.bucket)
+        self.s3.put_object(Bucket=self.bucket, Key=key, Body=content)
+        return f"s3://{self.bucket}/{key}"
 
     def create_image(self, artifact, name=None, memory_mib=512, **more):
         """Starts a build and returns the image's ARN."""
@@ -57,14 +58,14 @@ class Cloud:
         )
         return answer["imageArn"]
 
-    def wait_for_image(self, arn, timeout_s=300):
-        """Waits for the end of a build; raises when it failed."""
+    def wait_for_image(self, arn, timeout_s=300, wanted=None):
+        """Waits until nothing is under way with an image; raises when its build failed, unless that is `wanted`."""
         deadline = time.monotonic() + timeout_s
         while True:
             image = self.vms.get_microvm_image(imageIdentifier=arn)
-            if image["state"] == "CREATED":
+            if image["state"] == wanted or (wanted is None and image["state"] in ("CREATED", "UPDATED")):
                 return image
-            if image["state"] == "CREATE_FAILED":
+            if image["state"] in ("CREATE_FAILED", "UPDATE_FAILED"):
                 raise ImageFailed(arn, self.build_reason(arn), self.build_log(arn))
             if time.monotonic() > deadline:
                 raise TimeoutError(f"{arn} is {image['state']} after {timeout_s} s\n{self.build_log(arn)}")
@@ -83,14 +84,10 @@ class Cloud:
         return self.build(arn).get("stateReason")
 
     def build(self, arn, version="1.0"):
-        """The build of an image's version. The API that would list its id is not part of this service."""
-        for folder in self.daemon.data_dir.glob("builds/*"):
-            try:
-                return self.vms.get_microvm_image_build(
-                    imageIdentifier=arn, imageVersion=version, buildId=folder.name)
-            except self.vms.exceptions.ResourceNotFoundException:
-                continue
-        raise LookupError(f"{arn} has no build")
+        """The build of an image's version."""
+        of_version = {"imageIdentifier": arn, "imageVersion": version}
+        newest = self.vms.list_microvm_image_builds(**of_version)["items"][0]
+        return self.vms.get_microvm_image_build(**of_version, buildId=newest["buildId"])
 
     def launch(self, image_arn, idle=None, **more):
         """Runs a MicroVM. `idle` is (idle seconds, suspended seconds, wakes by itself)."""

@@ -104,10 +104,11 @@ class Daemon:
             raise DaemonDied(f"{shlex.join(command)}: exit status {done.returncode}\n{done.stderr}")
         return done.stdout
 
-    def environment(self):
+    def environment(self, account=None):
         """This process's environment with what `dormouse env` exports: all that AWS's clients are told."""
         environment = plain_environment()
-        for line in self.run("env").splitlines():
+        choice = ["--account", account] if account else []
+        for line in self.run("env", *choice).splitlines():
             words = shlex.split(line, comments=True)
             if words[:1] == ["export"]:
                 environment.update(word.split("=", 1) for word in words[1:])

@@ -12,6 +12,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import wire_check
 from harness.artifact import zip_folder
 from harness.cloud import Cloud
 from harness.daemon import CACHE, Daemon
@@ -22,9 +23,14 @@ ACCEL = os.environ.get("DORMOUSE_TEST_ACCEL", "tcg")
 DISK_GIB = 24
 # In this order: those that end the daemon come last.
 MODULES = [
-    "test_api", "test_bad_artifacts", "test_flow", "test_clones", "test_ingress", "test_isolation", "test_lifecycle",
-    "test_disk_full", "test_waiting", "test_restart",
+    "test_api", "test_accounts", "test_quotas", "test_bad_artifacts", "test_dockerfile", "test_flow", "test_lost_machine", "test_clones",
+    "test_ingress", "test_isolation", "test_connectors", "test_fuzz_api", "test_cli", "test_proxy", "test_oci", "test_lifecycle", "test_hooks",
+    "test_resources", "test_disk_full", "test_waiting", "test_tags", "test_images",
+    "test_restart",
 ]
+
+
+wire_check.install()
 
 
 def pytest_collection_modifyitems(items):
@@ -54,7 +60,10 @@ def daemon(home):
     """A daemon that serves all tests. At the end nothing may be left of it, and its log must be clean."""
     log = CACHE / "e2e.log"
     log.unlink(missing_ok=True)
-    daemon = Daemon(home / "data", log, options=["--accel", ACCEL, "--log-format", "json"])
+    config = home / "daemon.toml"
+    # For test_connectors: the network of test_isolation, which is closed to everybody else.
+    config.write_text('[network.subnets]\nsubnet-lan = ["192.168.213.0/24"]\n')
+    daemon = Daemon(home / "data", log, options=["--config", str(config), "--accel", ACCEL, "--log-format", "json"])
     namespaces = network_namespaces()
     daemon.start()
     own_namespaces = network_namespaces() - namespaces

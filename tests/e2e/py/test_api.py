@@ -112,12 +112,6 @@ def test_s3_refuses_wrong_credentials(cloud, wrong, code, status):
     assert refusal.value.response["ResponseMetadata"]["HTTPStatusCode"] == status
 
 
-def test_unimplemented_operation_says_so(cloud):
-    with pytest.raises(ClientError) as refusal:
-        cloud.vms.list_managed_microvm_image_versions(imageIdentifier=cloud.base_arn)
-    assert refusal.value.response["ResponseMetadata"]["HTTPStatusCode"] == 501
-    assert "ListManagedMicrovmImageVersions" in str(refusal.value)
-
 
 def test_unknown_path_is_refused(call):
     assert call(path="/2025-09-09/nothing").status == 404

@@ -3,6 +3,9 @@
 //! The end-to-end suite runs it (`tests/e2e/py/test_flow.py`), with an artifact that is in S3 already and the
 //! daemon's address and keys in the environment.
 
+#[path = "sdk/images.rs"]
+mod images;
+
 use anyhow::{Context, Result, bail, ensure};
 use aws_sdk_lambdamicrovms::Client;
 use aws_sdk_lambdamicrovms::config::{Config, Credentials, Region};
