@@ -124,6 +124,10 @@ pub const H2_SEND_BUFFER_BYTES: usize = 256 << 10;
 pub const H2_PING_INTERVAL: Duration = Duration::from_secs(30);
 /// An HTTP/2 client must answer a ping within this.
 pub const H2_PING_TIMEOUT: Duration = Duration::from_secs(20);
+/// How long a connection to an app waits for the next request. Shorter than any server keeps idle ones.
+pub const UPSTREAM_KEEP: Duration = Duration::from_secs(1);
+/// Idle connections to apps at once.
+pub const UPSTREAM_IDLE_MAX: usize = 4096;
 /// An unwanted request body is still read for this long, so that its sender gets to see the answer.
 pub const UNREAD_BODY_TIMEOUT: Duration = Duration::from_secs(10);
 

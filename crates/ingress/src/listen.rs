@@ -21,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::proxy::Client;
 use crate::tasks::Tasks;
+use crate::upstream::Upstream;
 use crate::{Config, Ingress};
 
 /// Pause after the system refused a connection, for instance for want of file descriptors.
@@ -32,6 +33,11 @@ const KEEPALIVE: Duration = Duration::from_secs(60);
 /// in flight finish for the configured time, and returns when nothing is left.
 pub async fn serve(listener: TcpListener, ingress: Arc<Ingress>, stop: CancellationToken) {
     let tasks = Tasks::default();
+    let upstream = Upstream::new(
+        Arc::clone(&ingress.upstreams),
+        ingress.config.upstream_keep,
+        tasks.clone(),
+    );
     let places = Arc::new(Semaphore::new(ingress.config.connections_max));
     while let Some((tcp, place)) = stop
         .run_until_cancelled(accept(&listener, Arc::clone(&places)))
@@ -40,12 +46,14 @@ pub async fn serve(listener: TcpListener, ingress: Arc<Ingress>, stop: Cancellat
         let client = Client {
             ingress: Arc::clone(&ingress),
             sni: None,
+            upstream: upstream.clone(),
             tasks: tasks.clone(),
             place: Arc::new(place),
         };
         tasks.spawn(connection(tcp, client, stop.clone()));
     }
     drop(listener);
+    upstream.close();
     tasks.finish(ingress.config.drain_timeout).await;
 }
 

@@ -20,17 +20,18 @@ use crate::refusal::Refusal;
 use crate::request::{Gate, Route};
 use crate::request_body::RequestBody;
 use crate::tasks::Tasks;
-use crate::upstream;
+use crate::upstream::{AppBody, ExchangeError, Upstream};
 use crate::{Ingress, OpenError};
 
 /// The app's body as it comes, or the proxy's own.
-pub(crate) type ResponseBody = Either<Incoming, Full<Bytes>>;
+pub(crate) type ResponseBody = Either<AppBody, Full<Bytes>>;
 
 /// One client's connection.
 pub(crate) struct Client {
     pub(crate) ingress: Arc<Ingress>,
     /// The name in the TLS handshake.
     pub(crate) sni: Option<String>,
+    pub(crate) upstream: Upstream,
     pub(crate) tasks: Tasks,
     /// The connection's place under the limit; a switched connection keeps it.
     pub(crate) place: Arc<OwnedSemaphorePermit>,
@@ -61,12 +62,6 @@ impl Client {
         let (parts, body) = request.into_parts();
         let body = RequestBody::new(&parts, body, &self.tasks);
         let route = self.gate().admit(&parts)?;
-        let stream = self
-            .ingress
-            .upstreams
-            .open(&route.endpoint, route.port)
-            .await
-            .map_err(|error| unopened(error, &route, id))?;
         let mut forwarded = Request::new(body);
         *forwarded.method_mut() = parts.method;
         *forwarded.uri_mut() = origin_form(parts.uri);
@@ -76,16 +71,18 @@ impl Client {
             id.clone(),
             switch.as_ref().map(|switch| switch.protocol.clone()),
         );
-        let response = upstream::exchange(stream, route.protocol, forwarded, &self.tasks)
+        let response = self
+            .upstream
+            .exchange(&route, forwarded)
             .await
-            .map_err(|error| unanswered(&error, &route, id))?;
+            .map_err(|error| unanswered(error, &route, id))?;
         self.relay(response, switch)
     }
 
     /// Hands the app's answer on, its body still streaming; after a 101, joins the two connections.
     fn relay(
         &self,
-        mut response: Response<Incoming>,
+        mut response: Response<AppBody>,
         switch: Option<Switch>,
     ) -> Result<Response<ResponseBody>, Refusal> {
         let mut protocol = None;
@@ -94,10 +91,10 @@ impl Client {
             let switch = switch.ok_or(Refusal::Unreachable)?;
             protocol = headers::upgrade(response.headers()).or(Some(switch.protocol));
             let app = hyper::upgrade::on(&mut response);
-            let place = Arc::clone(&self.place);
+            let held = (Arc::clone(&self.place), response.body().visit());
             self.tasks.spawn(async move {
                 join(switch.client, app).await;
-                drop(place);
+                drop(held);
             });
         }
         let (parts, body) = response.into_parts();
@@ -167,23 +164,25 @@ fn origin_form(target: Uri) -> Uri {
         .into()
 }
 
-fn unopened(error: OpenError, route: &Route, id: &HeaderValue) -> Refusal {
+fn unanswered(error: ExchangeError, route: &Route, id: &HeaderValue) -> Refusal {
     let Route { endpoint, port, .. } = route;
-    tracing::info!(request_id = ?id, %endpoint, port, reason = %error, "no way to the app");
     match error {
-        OpenError::Overloaded => Refusal::Overloaded,
-        OpenError::Ended | OpenError::Asleep | OpenError::WakeFailed | OpenError::NotListening => {
+        // The body that we hand on comes from the client: if it breaks, the app is not to blame.
+        ExchangeError::Http(error) if error.is_user() => Refusal::BadBody,
+        ExchangeError::Http(error) => {
+            tracing::info!(request_id = ?id, %endpoint, port, %error, "no answer from the app");
             Refusal::Unreachable
         }
+        ExchangeError::Open(reason) => {
+            tracing::info!(request_id = ?id, %endpoint, port, %reason, "no way to the app");
+            match reason {
+                OpenError::Overloaded => Refusal::Overloaded,
+                OpenError::Ended
+                | OpenError::Asleep
+                | OpenError::WakeFailed
+                | OpenError::NotListening
+                | OpenError::Gone => Refusal::Unreachable,
+            }
+        }
     }
-}
-
-fn unanswered(error: &hyper::Error, route: &Route, id: &HeaderValue) -> Refusal {
-    // The body that we hand on comes from the client: if it breaks, the app is not to blame.
-    if error.is_user() {
-        return Refusal::BadBody;
-    }
-    let Route { endpoint, port, .. } = route;
-    tracing::info!(request_id = ?id, %endpoint, port, %error, "no answer from the app");
-    Refusal::Unreachable
 }

@@ -5,6 +5,7 @@ mod client;
 mod fixture;
 mod hostile;
 mod lifecycle;
+mod pooling;
 mod refusals;
 mod routing;
 mod streaming;
