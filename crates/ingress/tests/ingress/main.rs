@@ -4,6 +4,7 @@
 mod client;
 mod details;
 mod fixture;
+mod floods_http2;
 mod frames_http2;
 mod grpc;
 mod hostile;
