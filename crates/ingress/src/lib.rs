@@ -14,8 +14,10 @@
 //!
 //! The crate knows neither the store nor the VMM: it sees MicroVMs only through [`Upstreams`].
 
+mod app_tls;
 mod authority;
 mod file;
+mod frames;
 mod headers;
 mod listen;
 mod pool;
@@ -23,10 +25,12 @@ mod proxy;
 mod refusal;
 mod request;
 mod request_body;
+mod switch;
 mod tasks;
 mod token;
 mod tunnel;
 mod upstream;
+mod websocket;
 
 use std::fmt;
 use std::sync::Arc;

@@ -14,6 +14,7 @@ use hyper::body::Incoming;
 use tokio::time::timeout;
 
 use crate::Visit;
+use crate::headers;
 use crate::tasks::Tasks;
 
 /// The client's body, with an end that is kind to clients.
@@ -73,7 +74,7 @@ impl Body for RequestBody {
         if matches!(polled, Poll::Ready(None | Some(Err(_)))) {
             self.incoming = None;
         }
-        polled
+        polled.map_ok(without_platform)
     }
 
     fn is_end_stream(&self) -> bool {
@@ -96,6 +97,14 @@ impl Drop for RequestBody {
             let discarded = timeout(limits::UNREAD_BODY_TIMEOUT, discard(incoming));
             self.tasks.spawn(discarded);
         }
+    }
+}
+
+/// Trailers are headers, too.
+fn without_platform(frame: Frame<Bytes>) -> Frame<Bytes> {
+    match frame.into_trailers() {
+        Ok(trailers) => Frame::trailers(headers::trailers_for_app(trailers)),
+        Err(frame) => frame,
     }
 }
 

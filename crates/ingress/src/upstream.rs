@@ -1,5 +1,6 @@
 //! HTTP exchanges with apps, over connections through tunnels.
 
+use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -13,6 +14,7 @@ use hyper::body::Incoming;
 use hyper::client::conn::{TrySendError, http1, http2};
 use hyper_util::rt::{TokioIo, TokioTimer};
 
+use crate::app_tls::{AppTls, Reopen};
 use crate::pool::{Pool, Target};
 use crate::request::Route;
 use crate::request_body::RequestBody;
@@ -35,6 +37,8 @@ pub(crate) enum ExchangeError {
     Open(#[from] OpenError),
     #[error("the exchange with the app broke")]
     Http(#[source] hyper::Error),
+    #[error("no TLS with an app that had it before")]
+    Tls(#[source] io::Error),
 }
 
 type Sent = Result<Response<Incoming>, TrySendError<Request<RequestBody>>>;
@@ -47,13 +51,23 @@ pub(crate) enum Connection {
 
 impl Connection {
     async fn open(
-        visit: &dyn Visit,
-        target: &Target,
+        visit: &Arc<dyn Visit>,
+        route: &Route,
+        app_tls: &Arc<AppTls>,
         tasks: &Tasks,
     ) -> Result<Self, ExchangeError> {
-        let tunnel = TokioIo::new(Tunnel::new(visit.connect(target.port).await?));
+        let stream = visit.connect(route.port).await?;
+        let reopen: Reopen = {
+            let (visit, port) = (Arc::clone(visit), route.port);
+            Box::new(move || Box::pin(async move { visit.connect(port).await }))
+        };
+        let stream = app_tls
+            .settle(stream, route, reopen)
+            .await
+            .map_err(ExchangeError::Tls)?;
+        let tunnel = TokioIo::new(Tunnel::new(stream));
         // How a connection ends is told to whoever reads or writes the bodies.
-        match target.protocol {
+        match route.protocol {
             Protocol::Http1 => {
                 let (sender, connection) = http1::Builder::new()
                     .max_headers(limits::HTTP_HEADERS_MAX)
@@ -115,6 +129,7 @@ impl Connection {
 pub(crate) struct Upstream {
     upstreams: Arc<dyn Upstreams>,
     pool: Pool,
+    app_tls: Arc<AppTls>,
     tasks: Tasks,
 }
 
@@ -124,6 +139,7 @@ impl Upstream {
         Self {
             upstreams,
             pool: Pool::new(keep, tasks.clone()),
+            app_tls: Arc::new(AppTls::new()),
             tasks,
         }
     }
@@ -151,7 +167,7 @@ impl Upstream {
             let spare = kept.as_ref().and_then(|_| spare(&request, &self.tasks));
             let mut connection = match kept {
                 Some(connection) => connection,
-                None => match Connection::open(&*visit, &target, &self.tasks).await {
+                None => match Connection::open(&visit, route, &self.app_tls, &self.tasks).await {
                     Err(error @ ExchangeError::Open(OpenError::Gone)) => {
                         failed = error;
                         continue;
