@@ -5,6 +5,7 @@ use std::time::SystemTime;
 
 use bytes::Bytes;
 use dormouse_core::Timestamp;
+use http::request::Parts;
 use http::uri::PathAndQuery;
 use http::{HeaderValue, Request, Response, StatusCode, Uri, Version};
 use http_body_util::{Either, Full};
@@ -12,16 +13,20 @@ use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use tokio::io::copy_bidirectional;
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::{Instant, timeout};
+use tracing::Instrument;
 use uuid::Uuid;
 
+use crate::connections::Seat;
+use crate::exchange::{Exchange, Measured, MeasuredStream};
 use crate::headers;
+use crate::pace::Paced;
 use crate::refusal::Refusal;
 use crate::request::{Gate, Route};
 use crate::request_body::RequestBody;
 use crate::tasks::Tasks;
 use crate::upstream;
-use crate::{Ingress, OpenError};
+use crate::{Ingress, OpenError, Stream};
 
 /// The app's body as it comes, or the proxy's own.
 pub(crate) type ResponseBody = Either<Incoming, Full<Bytes>>;
@@ -32,41 +37,50 @@ pub(crate) struct Client {
     /// The name in the TLS handshake.
     pub(crate) sni: Option<String>,
     pub(crate) tasks: Tasks,
-    /// The connection's place under the limit; a switched connection keeps it.
-    pub(crate) place: Arc<OwnedSemaphorePermit>,
+    /// The connection's place under the limit; each exchange keeps it.
+    pub(crate) seat: Arc<Seat>,
 }
 
 impl Client {
     /// Answers a request, with the app's answer or with a refusal.
-    pub(crate) async fn answer(&self, request: Request<Incoming>) -> Response<ResponseBody> {
+    pub(crate) async fn answer(
+        &self,
+        mut request: Request<Incoming>,
+    ) -> Response<Measured<ResponseBody>> {
         let id = Uuid::new_v4().to_string();
+        let switch = Switch::asked(&mut request);
+        let (parts, body) = request.into_parts();
+        let sums = Arc::clone(&self.ingress.sums);
+        let exchange = Arc::new(Exchange::begin(&parts, &id, sums, self.seat.busy()));
         let id = HeaderValue::try_from(id).expect("a UUID is a header value");
-        let mut response = match self.forward(request, &id).await {
-            Ok(response) => response,
-            Err(refusal) => {
-                tracing::debug!(request_id = ?id, ?refusal, "request refused");
-                refusal.response()
-            }
-        };
+        let forwarded = self.forward(parts, body, switch, &id, &exchange).await;
+        let mut response = forwarded.unwrap_or_else(|refusal| {
+            exchange.refused(refusal);
+            refusal.response()
+        });
+        exchange.answered(response.status());
         response.headers_mut().insert(headers::REQUEST_ID, id);
-        response
+        response.map(|body| Measured::new(body, exchange))
     }
 
     async fn forward(
         &self,
-        mut request: Request<Incoming>,
+        parts: Parts,
+        body: Incoming,
+        switch: Option<Switch>,
         id: &HeaderValue,
+        exchange: &Arc<Exchange>,
     ) -> Result<Response<ResponseBody>, Refusal> {
-        let switch = Switch::asked(&mut request);
-        let (parts, body) = request.into_parts();
-        let body = RequestBody::new(&parts, body, &self.tasks);
+        let stall_timeout = self.ingress.config.body_timeout;
+        let body = RequestBody::new(
+            &parts,
+            body,
+            &self.tasks,
+            Arc::clone(exchange),
+            stall_timeout,
+        );
         let route = self.gate().admit(&parts)?;
-        let stream = self
-            .ingress
-            .upstreams
-            .open(&route.endpoint, route.port)
-            .await
-            .map_err(|error| unopened(error, &route, id))?;
+        let stream = self.open(&route, id, exchange).await?;
         let mut forwarded = Request::new(body);
         *forwarded.method_mut() = parts.method;
         *forwarded.uri_mut() = origin_form(parts.uri);
@@ -76,10 +90,57 @@ impl Client {
             id.clone(),
             switch.as_ref().map(|switch| switch.protocol.clone()),
         );
+        let sent = Instant::now();
         let response = upstream::exchange(stream, route.protocol, forwarded, &self.tasks)
-            .await
-            .map_err(|error| unanswered(&error, &route, id))?;
-        self.relay(response, switch)
+            .instrument(exchange.step("first_byte"));
+        let response = match self.ingress.config.response_timeout {
+            Some(limit) => timeout(limit, response)
+                .await
+                .map_err(|_| unanswered_in_time(&route, id))?,
+            None => response.await,
+        };
+        let response = response.map_err(|error| unanswered(&error, &route, id))?;
+        exchange.first_byte(sent.elapsed());
+        self.relay(response, switch, exchange)
+    }
+
+    /// A tunnel to the app, when it is the request's turn and the MicroVM is awake.
+    async fn open(
+        &self,
+        route: &Route,
+        id: &HeaderValue,
+        exchange: &Arc<Exchange>,
+    ) -> Result<Box<dyn Stream>, Refusal> {
+        let Ingress {
+            upstreams, traffic, ..
+        } = &*self.ingress;
+        let begun = Instant::now();
+        let target = upstreams.target(&route.endpoint);
+        let is_live = |endpoint: &_| upstreams.target(endpoint).is_some();
+        let vm = target
+            .as_ref()
+            .map(|target| traffic.vm(&route.endpoint, target, is_live));
+        exchange.admitted(route, vm.clone());
+        let asleep = target.is_some_and(|target| !target.awake);
+        let held = vm.as_ref().filter(|_| asleep).map(|vm| vm.hold());
+        if let Some(vm) = &vm {
+            exchange.has_turn(traffic.turn(vm, !asleep).await?);
+        }
+        let turn_taken = Instant::now();
+        let step = if asleep { "wake" } else { "connect" };
+        let opened = upstreams.open(&route.endpoint, route.port);
+        let stream = opened.instrument(exchange.step(step)).await;
+        let stream = stream.map_err(|error| unopened(error, route, id))?;
+        if asleep {
+            exchange.woken(begun.elapsed());
+        } else {
+            exchange.connected(turn_taken.elapsed());
+        }
+        drop(held);
+        Ok(match vm {
+            Some(vm) => Box::new(Paced::new(stream, vm)),
+            None => stream,
+        })
     }
 
     /// Hands the app's answer on, its body still streaming; after a 101, joins the two connections.
@@ -87,6 +148,7 @@ impl Client {
         &self,
         mut response: Response<Incoming>,
         switch: Option<Switch>,
+        exchange: &Arc<Exchange>,
     ) -> Result<Response<ResponseBody>, Refusal> {
         let mut protocol = None;
         if response.status() == StatusCode::SWITCHING_PROTOCOLS {
@@ -94,11 +156,8 @@ impl Client {
             let switch = switch.ok_or(Refusal::Unreachable)?;
             protocol = headers::upgrade(response.headers()).or(Some(switch.protocol));
             let app = hyper::upgrade::on(&mut response);
-            let place = Arc::clone(&self.place);
-            self.tasks.spawn(async move {
-                join(switch.client, app).await;
-                drop(place);
-            });
+            self.tasks
+                .spawn(join(switch.client, app, Arc::clone(exchange)));
         }
         let (parts, body) = response.into_parts();
         let body = match protocol {
@@ -144,7 +203,7 @@ impl Switch {
 }
 
 /// Copies between client and app until both have closed, or one has failed.
-async fn join(client: OnUpgrade, app: OnUpgrade) {
+async fn join(client: OnUpgrade, app: OnUpgrade, exchange: Arc<Exchange>) {
     let (client, app) = match tokio::try_join!(client, app) {
         Ok(both) => both,
         Err(error) => {
@@ -152,7 +211,8 @@ async fn join(client: OnUpgrade, app: OnUpgrade) {
             return;
         }
     };
-    let (mut client, mut app) = (TokioIo::new(client), TokioIo::new(app));
+    let mut client = MeasuredStream::new(TokioIo::new(client), exchange);
+    let mut app = TokioIo::new(app);
     if let Err(error) = copy_bidirectional(&mut client, &mut app).await {
         tracing::debug!(%error, "a switched connection broke");
     }
@@ -176,6 +236,12 @@ fn unopened(error: OpenError, route: &Route, id: &HeaderValue) -> Refusal {
             Refusal::Unreachable
         }
     }
+}
+
+fn unanswered_in_time(route: &Route, id: &HeaderValue) -> Refusal {
+    let Route { endpoint, port, .. } = route;
+    tracing::info!(request_id = ?id, %endpoint, port, "no answer from the app in time");
+    Refusal::Unreachable
 }
 
 fn unanswered(error: &hyper::Error, route: &Route, id: &HeaderValue) -> Refusal {

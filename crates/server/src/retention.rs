@@ -63,6 +63,7 @@ mod tests {
                 .unwrap(),
             image_version: "1.0".to_owned(),
             build: BuildId::new(Uuid::new_v4()),
+            memory_mib: 512,
             state: terminated_at.map_or(State::Running, |_| State::Terminated),
             state_reason: None,
             started_at: Timestamp(0),
