@@ -110,6 +110,9 @@ pub const TLS_HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Most client connections at once on one listener.
 pub const CONNECTIONS_MAX: usize = 10_000;
 
+/// Connections that may read metrics at once.
+pub const SCRAPES_AT_ONCE: usize = 16;
+
 /// How long a graceful stop of the ingress waits for requests in flight.
 pub const INGRESS_DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
 /// HTTP/2 streams that one client connection may have open at once.

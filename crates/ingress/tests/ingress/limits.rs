@@ -333,7 +333,12 @@ async fn an_app_that_is_too_slow_counts_as_none_where_there_is_a_limit() {
 
 #[tokio::test]
 async fn a_connection_that_has_become_idle_is_closed_in_time() {
-    let fixture = Arc::new(Fixture::with(|config| config.idle_timeout = BRIEF).await);
+    let brief = |config: &mut dormouse_ingress::Config| {
+        // A connection is looked at first when its first request is due.
+        config.head_timeout = BRIEF * 5;
+        config.idle_timeout = BRIEF;
+    };
+    let fixture = Arc::new(Fixture::with(brief).await);
     let answers = answer_all(&fixture);
     let mut client = Client::new(&fixture, Http::Two).await;
     let request = request(&fixture, "GET", "/")
