@@ -110,6 +110,9 @@ pub const TLS_HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Most client connections at once on one listener.
 pub const CONNECTIONS_MAX: usize = 10_000;
 
+/// Connections that may read metrics at once.
+pub const SCRAPES_AT_ONCE: usize = 16;
+
 /// How long a graceful stop of the ingress waits for requests in flight.
 pub const INGRESS_DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
 /// HTTP/2 streams that one client connection may have open at once.
@@ -141,6 +144,30 @@ pub const APP_TLS_PATIENCE: Duration = Duration::from_millis(250);
 /// A WebSocket client that was told to close, because its MicroVM went away, has this long to do so.
 pub const WEBSOCKET_CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// A client connection without a request in flight is closed after this.
+pub const IDLE_CONNECTION_TIMEOUT: Duration = Duration::from_secs(600);
+/// A client connection that is closed to make room gets this long to take its leave.
+pub const SHED_GRACE: Duration = Duration::from_secs(1);
+/// A request body of a stated length must go on within this, as long as somebody wants to read it.
+pub const BODY_STALL_TIMEOUT: Duration = Duration::from_secs(60);
+/// A client must take what it is sent within this.
+pub const CLIENT_UNREAD_TIMEOUT: Duration = Duration::from_secs(300);
+/// Longest path in the access log, in bytes; what comes after is left out.
+pub const LOGGED_PATH_BYTES_MAX: usize = 256;
+
+/// Requests of one MicroVM that may wait for their turn under its limits.
+pub const TURN_WAITERS_MAX: usize = WAKE_WAITERS_MAX;
+/// How long a request to a MicroVM that is awake waits for its turn before it is refused.
+pub const TURN_PATIENCE: Duration = Duration::from_secs(1);
+/// Bandwidth that is left unused gathers for this long.
+pub const BANDWIDTH_BURST: Duration = Duration::from_millis(250);
+/// Most bytes that one stream moves at once under a bandwidth limit.
+pub const PACED_CHUNK_BYTES_MAX: usize = 64 << 10;
+/// Fewest bytes that one stream moves at once under a bandwidth limit.
+pub const PACED_CHUNK_BYTES_MIN: usize = 4 << 10;
+/// A paced stream moves at most what its MicroVM's bandwidth allows in this time, so that streams take turns.
+pub const PACED_CHUNK: Duration = Duration::from_millis(30);
+
 /// Longest life of an endpoint token, in minutes.
 pub const TOKEN_MINUTES_MAX: i32 = 60;
 /// Most ports and ranges in one endpoint token: it travels in a header.
@@ -155,14 +182,15 @@ pub const DRIVER_QUEUE: usize = 64;
 pub const ADOPT_ATTEMPTS: u32 = 5;
 /// Requests that may wait for one MicroVM to wake.
 pub const WAKE_WAITERS_MAX: usize = 1024;
-/// How long a request waits for its MicroVM to wake or to finish starting.
-pub const WAKE_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long a request waits for its MicroVM to wake or to finish starting. A MicroVM that is falling asleep drains
+/// first.
+pub const WAKE_TIMEOUT: Duration = DRAIN_TIMEOUT.saturating_add(LAUNCH_TIMEOUT);
 /// How often a request is let in anew when its MicroVM goes to sleep before the app has seen it.
 pub const OPEN_ATTEMPTS: usize = 3;
 /// A suspend waits for requests in flight: until no byte has moved for this long ...
-pub const DRAIN_QUIET: Duration = Duration::from_secs(1);
+pub const DRAIN_QUIET: Duration = Duration::from_secs(5);
 /// ... and no longer than this.
-pub const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
+pub const DRAIN_TIMEOUT: Duration = Duration::from_secs(60);
 /// A restore must reach a thawed app within this.
 pub const LAUNCH_TIMEOUT: Duration = Duration::from_secs(60);
 /// A cold boot must reach a ready agent within this; software emulation is slow.
@@ -363,6 +391,27 @@ pub const CLIENT_TOKEN_TTL: Duration = Duration::from_secs(24 * 3600);
 #[must_use]
 pub fn peak_vcpus(baseline_mib: u32) -> u32 {
     (baseline_mib / 512).max(1)
+}
+
+/// Requests, streams and switched connections of a MicroVM of this baseline memory that may be in flight at once,
+/// unless configured otherwise; as on AWS, which speaks of connections.
+#[must_use]
+pub fn requests_in_flight(baseline_mib: u32) -> u32 {
+    8 * peak_vcpus(baseline_mib)
+}
+
+/// Requests a second to a MicroVM of this baseline memory, unless configured otherwise. AWS states 40 for 4 vCPUs and
+/// 160 for 16; the sizes between follow.
+#[must_use]
+pub fn requests_per_second(baseline_mib: u32) -> u32 {
+    10 * peak_vcpus(baseline_mib)
+}
+
+/// Bytes a second that a MicroVM of this baseline memory may take in and give out together, unless configured
+/// otherwise; as on AWS.
+#[must_use]
+pub fn bandwidth_bytes_per_second(baseline_mib: u32) -> u64 {
+    1_000_000 * u64::from(peak_vcpus(baseline_mib))
 }
 
 /// Size of a guest's root disk in bytes for this baseline memory, as on AWS.

@@ -4,7 +4,6 @@ use std::convert::Infallible;
 use std::io;
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use dormouse_core::limits;
@@ -13,12 +12,12 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use rustix::net::sockopt;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 
+use crate::connections::{Connections, Seat};
 use crate::proxy::Client;
 use crate::tasks::Tasks;
 use crate::upstream::Upstream;
@@ -33,14 +32,10 @@ const KEEPALIVE: Duration = Duration::from_secs(60);
 /// in flight finish for the configured time, and returns when nothing is left.
 pub async fn serve(listener: TcpListener, ingress: Arc<Ingress>, stop: CancellationToken) {
     let tasks = Tasks::default();
-    let upstream = Upstream::new(
-        Arc::clone(&ingress.upstreams),
-        ingress.config.upstream_keep,
-        tasks.clone(),
-    );
-    let places = Arc::new(Semaphore::new(ingress.config.connections_max));
-    while let Some((tcp, place)) = stop
-        .run_until_cancelled(accept(&listener, Arc::clone(&places)))
+    let upstream = Upstream::new(&ingress, tasks.clone());
+    let connections = Connections::new(ingress.config.connections_max, Arc::clone(&ingress.sums));
+    while let Some((tcp, seat)) = stop
+        .run_until_cancelled(accept(&listener, &connections))
         .await
     {
         let client = Client {
@@ -48,7 +43,7 @@ pub async fn serve(listener: TcpListener, ingress: Arc<Ingress>, stop: Cancellat
             sni: None,
             upstream: upstream.clone(),
             tasks: tasks.clone(),
-            place: Arc::new(place),
+            seat: Arc::new(seat),
         };
         tasks.spawn(connection(tcp, client, stop.clone()));
     }
@@ -58,17 +53,10 @@ pub async fn serve(listener: TcpListener, ingress: Arc<Ingress>, stop: Cancellat
 }
 
 /// The next connection, as soon as there is a place for it.
-async fn accept(
-    listener: &TcpListener,
-    places: Arc<Semaphore>,
-) -> (TcpStream, OwnedSemaphorePermit) {
-    let place = places
-        .acquire_owned()
-        .await
-        .expect("the semaphore is never closed");
+async fn accept(listener: &TcpListener, connections: &Arc<Connections>) -> (TcpStream, Seat) {
     loop {
         match listener.accept().await {
-            Ok((tcp, _)) => return (tcp, place),
+            Ok((tcp, _)) => return (tcp, connections.seat().await),
             Err(error) => {
                 tracing::warn!(%error, "no connection accepted");
                 sleep(ACCEPT_PAUSE).await;
@@ -87,7 +75,13 @@ async fn connection(tcp: TcpStream, mut client: Client, stop: CancellationToken)
         client.ingress.config.handshake_timeout,
         acceptor.accept(tcp),
     );
-    let tls = match stop.run_until_cancelled(handshake).await {
+    let handshake = async {
+        tokio::select! {
+            done = handshake => Some(done),
+            () = client.seat.shed() => None,
+        }
+    };
+    let tls = match stop.run_until_cancelled(handshake).await.flatten() {
         Some(Ok(Ok(tls))) => tls,
         Some(Ok(Err(error))) => {
             tracing::debug!(%error, "TLS handshake failed");
@@ -103,26 +97,30 @@ fn tune(tcp: &TcpStream) -> io::Result<()> {
     tcp.set_nodelay(true)?;
     sockopt::set_socket_keepalive(tcp, true)?;
     sockopt::set_tcp_keepidle(tcp, KEEPALIVE)?;
+    // As keep-alive finds out who vanished while silent, this finds out who takes nothing any more.
+    let unread_ms = limits::CLIENT_UNREAD_TIMEOUT.as_millis();
+    sockopt::set_tcp_user_timeout(tcp, u32::try_from(unread_ms).unwrap_or(u32::MAX))?;
     Ok(())
 }
 
 /// Serves the requests of one connection until it ends.
 async fn requests(tls: TlsStream<TcpStream>, client: Client, stop: CancellationToken) {
     let protocol = protocol(&tls, &client);
-    let head_timeout = client.ingress.config.head_timeout;
+    let Config {
+        head_timeout,
+        idle_timeout,
+        ..
+    } = client.ingress.config;
+    let seat = Arc::clone(&client.seat);
     let client = Arc::new(client);
-    let begun = Arc::new(AtomicBool::new(false));
-    let service = service_fn({
-        let begun = Arc::clone(&begun);
-        move |request| {
-            begun.store(true, Ordering::Relaxed);
-            let client = Arc::clone(&client);
-            async move { Ok::<_, Infallible>(client.answer(request).await) }
-        }
+    let service = service_fn(move |request| {
+        let client = Arc::clone(&client);
+        async move { Ok::<_, Infallible>(client.answer(request).await) }
     });
     let mut connection = pin!(protocol.serve_connection_with_upgrades(TokioIo::new(tls), service));
-    let mut first_head = pin!(sleep(head_timeout));
-    let (mut waiting, mut stopping) = (true, false);
+    let mut outstayed = pin!(seat.outstayed(head_timeout, idle_timeout));
+    let mut leave = pin!(seat.left(limits::SHED_GRACE));
+    let (mut staying, mut stopping) = (true, false);
     loop {
         tokio::select! {
             ended = connection.as_mut() => {
@@ -135,13 +133,16 @@ async fn requests(tls: TlsStream<TcpStream>, client: Client, stop: CancellationT
                 stopping = true;
                 connection.as_mut().graceful_shutdown();
             }
-            // HTTP/2 has no time limit of its own for a client that says nothing at all.
-            () = first_head.as_mut(), if waiting => {
-                waiting = false;
-                if !begun.load(Ordering::Relaxed) {
+            () = outstayed.as_mut(), if staying => {
+                // HTTP/2 has no time limit of its own for a client that says nothing at all.
+                if !seat.is_used() {
                     return;
                 }
+                staying = false;
+                connection.as_mut().graceful_shutdown();
             }
+            // A client may have sent a request before it was told to go, or take its time to.
+            () = leave.as_mut(), if !staying => return,
         }
     }
 }

@@ -31,9 +31,22 @@ struct Vms {
 /// What others hold of a MicroVM: its gate, and the way to its driver.
 #[derive(Debug)]
 struct Vm {
+    id: MicrovmId,
+    memory_mib: u32,
     gate: Arc<Gate>,
     commands: mpsc::Sender<Command>,
     waiters: Semaphore,
+}
+
+/// What there is to know of a MicroVM before a request is let in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Glance {
+    /// Its name in the API.
+    pub id: MicrovmId,
+    /// Baseline memory in MiB.
+    pub memory_mib: u32,
+    /// Whether a request would be let in now, without a wait.
+    pub is_open: bool,
 }
 
 /// Why a request could not be let in.
@@ -92,6 +105,8 @@ impl Node {
         let id = row.value.id.clone();
         let endpoint = row.value.endpoint.clone();
         let vm = Arc::new(Vm {
+            id: id.clone(),
+            memory_mib: row.value.memory_mib,
             gate: Arc::clone(&gate),
             commands,
             waiters: Semaphore::new(limits::WAKE_WAITERS_MAX),
@@ -132,6 +147,17 @@ impl Node {
             Err(CommandError::Stopping) if !self.means.stop.is_cancelled() => over,
             answer => answer,
         }
+    }
+
+    /// What there is to know of the MicroVM behind `endpoint` now; none when it is over.
+    #[must_use]
+    pub fn glance(&self, endpoint: &EndpointId) -> Option<Glance> {
+        let vm = self.vms().by_endpoint.get(endpoint).map(Arc::clone)?;
+        Some(Glance {
+            id: vm.id.clone(),
+            memory_mib: vm.memory_mib,
+            is_open: vm.gate.is_open(),
+        })
     }
 
     /// Lets a request in to the MicroVM behind `endpoint`, waking it if it may be woken.

@@ -7,7 +7,7 @@ use crate::deletions::Deletions;
 use crate::throttle::Throttle;
 use dormouse_api::page::PageKey;
 use dormouse_core::{AccountId, EndpointId, ImageArn};
-use dormouse_ingress::TokenKeys;
+use dormouse_ingress::{Metrics, TokenKeys};
 use dormouse_node::node::Node;
 use dormouse_store::Store;
 use std::sync::Arc;
@@ -29,6 +29,8 @@ pub(crate) struct App {
     pub(crate) deletions: Arc<Deletions>,
     /// Who may launch.
     pub(crate) admission: Arc<Admission>,
+    /// What crosses endpoints.
+    pub(crate) traffic: Metrics,
     /// Who may call.
     pub(crate) throttle: Throttle,
     /// What endpoint tokens are made with.

@@ -6,10 +6,12 @@
 mod build;
 mod quotas;
 mod registry;
+mod traffic;
 
 pub(crate) use build::BuildConfig;
 pub(crate) use quotas::QuotaConfig;
 pub(crate) use registry::{BaseImageConfig, MANAGED_BASE};
+pub(crate) use traffic::LimitConfig;
 
 use clap::{Args, ValueEnum};
 use dormouse_core::{AccountId, EndpointId, limits};
@@ -64,8 +66,21 @@ pub(crate) struct Config {
     pub(crate) base_images: BaseImageConfig,
     /// What one account may have and do.
     pub(crate) quotas: QuotaConfig,
-    /// Form of the daemon's log lines.
-    pub(crate) log_format: LogFormat,
+    /// What the endpoint of one MicroVM may carry.
+    pub(crate) limits: LimitConfig,
+    /// Where metrics are read; none for nowhere.
+    pub(crate) metrics_addr: Option<SocketAddr>,
+    /// The daemon's log.
+    pub(crate) log: LogConfig,
+}
+
+/// The daemon's log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct LogConfig {
+    /// Form of its lines.
+    pub(crate) format: LogFormat,
+    /// Whether each request to an endpoint has its line.
+    pub(crate) access: bool,
 }
 
 /// How guests are executed.
@@ -218,6 +233,8 @@ struct Raw {
     build: RawBuild,
     quotas: quotas::RawQuotas,
     registry: registry::RawRegistry,
+    limits: traffic::RawLimits,
+    metrics_addr: Option<SocketAddr>,
     log: RawLog,
 }
 
@@ -266,6 +283,7 @@ struct RawBuild {
 #[serde(deny_unknown_fields, default)]
 struct RawLog {
     format: Option<LogFormat>,
+    access: Option<bool>,
 }
 
 impl Config {
@@ -294,10 +312,15 @@ impl Config {
             build: BuildConfig::new(&raw.build)?,
             base_images: registry::registry(raw.registry, raw.build.extra_ca_file.as_deref())?,
             quotas: quotas::quotas(raw.quotas)?,
-            log_format: serve
-                .log_format
-                .or(raw.log.format)
-                .unwrap_or(LogFormat::Text),
+            limits: LimitConfig::new(raw.limits)?,
+            metrics_addr: raw.metrics_addr,
+            log: LogConfig {
+                format: serve
+                    .log_format
+                    .or(raw.log.format)
+                    .unwrap_or(LogFormat::Text),
+                access: raw.log.access.unwrap_or(true),
+            },
             region,
         })
     }

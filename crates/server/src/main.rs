@@ -14,6 +14,7 @@ mod deletions;
 mod doctor;
 mod http;
 mod keys;
+mod metrics;
 mod objects;
 mod retention;
 mod s3;

@@ -12,6 +12,7 @@ use crate::daemon::{DaemonFile, DataLock};
 use crate::deletions::Deletions;
 use crate::http::{self, Service};
 use crate::keys::Keys;
+use crate::metrics;
 use crate::objects::Objects;
 use crate::retention;
 use crate::s3;
@@ -42,7 +43,7 @@ use tokio_util::sync::CancellationToken;
 
 /// Runs the daemon until SIGTERM or SIGINT.
 pub(crate) async fn run(config: Config) -> Result<()> {
-    telemetry::start(config.log_format);
+    telemetry::start(config.log);
     let mut terminated = signal(SignalKind::terminate())?;
     let mut interrupted = signal(SignalKind::interrupt())?;
     let running = Running::start(config).await?;
@@ -75,6 +76,10 @@ impl Running {
         let keys = Arc::new(Keys::open_or_create(&data_dir, &config.account)?);
         let api = listen(config.api_addr, "api_addr").await?;
         let ingress = listen(config.ingress_addr, "ingress_addr").await?;
+        let metrics = match config.metrics_addr {
+            Some(addr) => Some(listen(addr, "metrics_addr").await?),
+            None => None,
+        };
 
         let images = prepare_images(&layout, &assets).await?;
         let images = config.base_images.images(images);
@@ -114,6 +119,19 @@ impl Running {
         .await?;
 
         let (authority, tokens) = credentials(&data_dir)?;
+        let tls = authority.server_config(&config.endpoint_domain, &[])?;
+        let mut proxy = dormouse_ingress::Config::new(&config.endpoint_domain);
+        proxy.response_timeout = config.limits.response_timeout;
+        let upstreams = LocalUpstreams {
+            node: Arc::clone(&node),
+            limits: config.limits.clone(),
+        };
+        let proxy = Arc::new(Ingress::new(
+            proxy,
+            Arc::new(tls),
+            Arc::clone(&tokens),
+            Arc::new(upstreams),
+        ));
         let app = Arc::new(App {
             ingress_port: ingress.local_addr()?.port(),
             store: means.store.clone(),
@@ -121,6 +139,7 @@ impl Running {
             builds,
             deletions,
             admission,
+            traffic: proxy.metrics(),
             throttle: Throttle::new(config.quotas.calls.clone()),
             tokens: Arc::clone(&tokens),
             pages: PageKey::new(&page_secret()?),
@@ -129,13 +148,6 @@ impl Running {
         api::resume_connectors(&app)
             .await
             .context("network connectors")?;
-        let tls = authority.server_config(&app.config.endpoint_domain, &[])?;
-        let proxy = Arc::new(Ingress::new(
-            dormouse_ingress::Config::new(&app.config.endpoint_domain),
-            Arc::new(tls),
-            tokens,
-            Arc::new(LocalUpstreams(node)),
-        ));
         announce(
             &app,
             api.local_addr()?,
@@ -151,7 +163,7 @@ impl Running {
             keys,
             s3,
         });
-        let tasks = vec![
+        let mut tasks = vec![
             tokio::spawn(http::serve(api, service, stop.clone())),
             tokio::spawn(cache::run(
                 Arc::clone(&means),
@@ -162,6 +174,10 @@ impl Running {
             tokio::spawn(retention::run(app.store.clone(), stop.clone())),
             tokio::spawn(dormouse_ingress::serve(ingress, proxy, stop.clone())),
         ];
+        if let Some(listener) = metrics {
+            let serving = metrics::serve(listener, app.traffic.clone(), stop.clone());
+            tasks.push(tokio::spawn(serving));
+        }
         Ok(Self {
             app,
             slots,

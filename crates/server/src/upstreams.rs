@@ -1,8 +1,9 @@
 //! The proxy's way into MicroVMs: this host's node.
 
+use crate::config::LimitConfig;
 use async_trait::async_trait;
 use dormouse_core::EndpointId;
-use dormouse_ingress::{OpenError, Stream, Upstreams, Visit};
+use dormouse_ingress::{OpenError, Stream, Target, Upstreams, Visit};
 use dormouse_node::driver::chain;
 use dormouse_node::gate::Lease;
 use dormouse_node::node::{self, Node};
@@ -10,12 +11,24 @@ use std::sync::Arc;
 
 /// The MicroVMs of this host as the proxy sees them.
 #[derive(Debug)]
-pub(crate) struct LocalUpstreams(pub(crate) Arc<Node>);
+pub(crate) struct LocalUpstreams {
+    pub(crate) node: Arc<Node>,
+    pub(crate) limits: LimitConfig,
+}
 
 #[async_trait]
 impl Upstreams for LocalUpstreams {
+    fn target(&self, endpoint: &EndpointId) -> Option<Target> {
+        let vm = self.node.glance(endpoint)?;
+        Some(Target {
+            limits: self.limits.of(vm.memory_mib),
+            microvm: vm.id,
+            awake: vm.is_open,
+        })
+    }
+
     async fn enter(&self, endpoint: &EndpointId) -> Result<Box<dyn Visit>, OpenError> {
-        let lease = self.0.enter(endpoint).await.map_err(told)?;
+        let lease = self.node.enter(endpoint).await.map_err(told)?;
         Ok(Box::new(LocalVisit {
             endpoint: endpoint.clone(),
             lease,

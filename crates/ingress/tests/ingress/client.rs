@@ -135,15 +135,20 @@ pub(crate) enum Client {
 
 impl Client {
     pub(crate) async fn new(fixture: &Fixture, http: Http) -> Self {
+        Self::to(fixture, ENDPOINT, http).await
+    }
+
+    pub(crate) async fn to(fixture: &Fixture, endpoint: &str, http: Http) -> Self {
         match http {
             Http::One => {
-                let io = TokioIo::new(raw(fixture).await);
+                let stream = connect(fixture, &host(endpoint), "http/1.1").await;
+                let io = TokioIo::new(stream);
                 let (sender, connection) = http1::handshake(io).await.expect("h1");
                 tokio::spawn(connection.with_upgrades());
                 Self::One(sender)
             }
             Http::Two => {
-                let stream = connect(fixture, &host(ENDPOINT), "h2").await;
+                let stream = connect(fixture, &host(endpoint), "h2").await;
                 assert_eq!(stream.get_ref().1.alpn_protocol(), Some(&b"h2"[..]));
                 let (sender, connection) = http2::Builder::new(TokioExecutor::new())
                     .initial_stream_window_size(1 << 20)
@@ -183,10 +188,20 @@ impl Client {
 
 /// A request to the fixture's endpoint with its token.
 pub(crate) fn request(fixture: &Fixture, method: &str, path: &str) -> http::request::Builder {
+    request_to(fixture, ENDPOINT, method, path)
+}
+
+/// A request to this endpoint with its token.
+pub(crate) fn request_to(
+    fixture: &Fixture,
+    endpoint: &str,
+    method: &str,
+    path: &str,
+) -> http::request::Builder {
     Request::builder()
         .method(method)
-        .uri(format!("https://{}{path}", host(ENDPOINT)))
-        .header("x-aws-proxy-auth", fixture.token())
+        .uri(format!("https://{}{path}", host(endpoint)))
+        .header("x-aws-proxy-auth", fixture.token_for(endpoint, 60))
 }
 
 pub(crate) async fn text(response: Response<Incoming>) -> String {

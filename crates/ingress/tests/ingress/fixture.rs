@@ -9,10 +9,10 @@ use std::time::{Duration, SystemTime};
 use std::{fmt, io};
 
 use async_trait::async_trait;
-use dormouse_core::EndpointId;
+use dormouse_core::{EndpointId, MicrovmId};
 use dormouse_ingress::{
-    Authority, Claims, Config, Ingress, OpenError, PortRange, Stream, TokenKeys, TokenKind,
-    Upstreams, Visit,
+    Authority, Claims, Config, Ingress, Metrics, OpenError, PortRange, Stream, Target, TokenKeys,
+    TokenKind, Upstreams, Visit, VmLimits,
 };
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, DuplexStream, ReadBuf};
 use tokio::net::TcpListener;
@@ -90,6 +90,8 @@ pub(crate) struct Stub {
     /// Each tunnel waits for a permit: none to begin with in a "sleeping" fixture.
     pub(crate) awake: Semaphore,
     pub(crate) refuse: Mutex<Option<OpenError>>,
+    /// Of each MicroVM, from its first request on.
+    pub(crate) limits: Mutex<VmLimits>,
     /// Calls of `enter` that are waiting.
     pub(crate) waiting: AtomicUsize,
     /// Calls of `enter` so far.
@@ -104,6 +106,14 @@ pub(crate) struct Stub {
 
 #[async_trait]
 impl Upstreams for Stub {
+    fn target(&self, endpoint: &EndpointId) -> Option<Target> {
+        Some(Target {
+            microvm: microvm(endpoint.as_str()),
+            limits: *self.limits.lock().expect("lock"),
+            awake: self.awake.available_permits() > 0,
+        })
+    }
+
     async fn enter(&self, endpoint: &EndpointId) -> Result<Box<dyn Visit>, OpenError> {
         self.opens.fetch_add(1, Ordering::SeqCst);
         let waiting = Counted::new(&WaitCount(self));
@@ -157,6 +167,11 @@ impl Drop for Stay {
     fn drop(&mut self) {
         self.visits.fetch_sub(1, Ordering::SeqCst);
     }
+}
+
+/// The MicroVM behind an endpoint, in these tests.
+pub(crate) fn microvm(endpoint: &str) -> MicrovmId {
+    MicrovmId::parse(&format!("microvm-{endpoint}")).expect("a UUID")
 }
 
 struct WaitCount<'a>(&'a Stub);
@@ -234,6 +249,7 @@ pub(crate) struct Fixture {
     pub(crate) authority: Arc<Authority>,
     pub(crate) keys: Arc<TokenKeys>,
     pub(crate) stub: Arc<Stub>,
+    pub(crate) metrics: Metrics,
     pub(crate) stop: CancellationToken,
     pub(crate) served: JoinHandle<()>,
     apps: tokio::sync::Mutex<mpsc::UnboundedReceiver<App>>,
@@ -275,6 +291,7 @@ impl Fixture {
             apps: sender,
             awake: Semaphore::new(1),
             refuse: Mutex::new(None),
+            limits: Mutex::default(),
             waiting: AtomicUsize::new(0),
             opens: AtomicUsize::new(0),
             visits: Arc::default(),
@@ -287,6 +304,7 @@ impl Fixture {
         change(&mut config);
         let upstreams: Arc<dyn Upstreams> = Arc::clone(&stub) as _;
         let ingress = Ingress::new(config, Arc::new(tls), Arc::clone(&keys), upstreams);
+        let metrics = ingress.metrics();
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
         let address = listener.local_addr().expect("address");
         let stop = CancellationToken::new();
@@ -300,6 +318,7 @@ impl Fixture {
             authority,
             keys,
             stub,
+            metrics,
             stop,
             served,
             apps: tokio::sync::Mutex::new(apps),
@@ -317,6 +336,11 @@ impl Fixture {
     pub(crate) async fn apps_so_far(&self) -> Vec<App> {
         let mut apps = self.apps.lock().await;
         std::iter::from_fn(|| apps.try_recv().ok()).collect()
+    }
+
+    /// Sets the limits of MicroVMs that have had no request yet.
+    pub(crate) fn limit(&self, limits: VmLimits) {
+        *self.stub.limits.lock().expect("lock") = limits;
     }
 
     pub(crate) fn wake(&self) {

@@ -186,6 +186,7 @@ impl Lab {
             },
             image_version: "1.0".to_owned(),
             build: self.build.clone(),
+            memory_mib: MEMORY_MIB,
             state: State::Pending,
             state_reason: None,
             started_at: clock::now(),

@@ -4,16 +4,17 @@
 //! | request | answer |
 //! |---|---|
 //! | `GET builds/ID/log?offset=N&wait=SECONDS` | what the build has logged from byte N on; waits for more of it |
+//! | `GET microvms/ID/metrics` | what has crossed the endpoint of a MicroVM since the daemon started |
 //! | `GET system/usage` | what takes how much of the disk |
 //! | `POST system/prune` | deletes cached layers that nothing lies over |
 //!
-//! A build's log is its account's. The disk is the operator's: `system` answers to keys of the account that
+//! A build's log and a MicroVM's metrics are its account's. The disk is the operator's: `system` answers to keys of the account that
 //! the daemon is configured with.
 
 mod logs;
 mod system;
 
-use super::{authenticate, internal};
+use super::{authenticate, internal, microvms};
 use crate::app::App;
 use crate::keys::Keys;
 use bytes::Bytes;
@@ -54,6 +55,10 @@ async fn answer(
     match (&parts.method, segments.as_slice()) {
         (&Method::GET, ["v1", "builds", id, "log"]) => {
             json(&logs::read(app, caller, id, parts.uri.query().unwrap_or_default()).await?)
+        }
+        (&Method::GET, ["v1", "microvms", id, "metrics"]) => {
+            let vm = microvms::find(app, caller, id).await?;
+            json(&app.traffic.of(&vm.endpoint))
         }
         (&Method::GET, ["v1", "system", "usage"]) => {
             operators_only(app, caller)?;

@@ -1,4 +1,7 @@
 use super::*;
+use dormouse_ingress::VmLimits;
+use std::num::{NonZeroU32, NonZeroU64};
+use std::time::Duration;
 
 fn load(toml: &str) -> Result<Config, ConfigError> {
     let file = tempfile::NamedTempFile::new().unwrap();
@@ -35,6 +38,7 @@ fn every_key_has_its_place() {
         region = "eu-north-1"
         account = "123456789012"
         accel = "tcg"
+        metrics_addr = "127.0.0.1:9401"
         assets_dir = "/opt/assets"
         [endpoint]
         domain = "vm.example.com"
@@ -62,8 +66,17 @@ fn every_key_has_its_place() {
         burst = 5
         [quotas.calls.SuspendMicrovm]
         per_second = 2
+        [limits]
+        in_flight = "off"
+        requests_per_second = 500
+        response_timeout_s = 3600
+        [limits.memory.512]
+        in_flight = 4
+        requests_per_second = "aws"
+        bandwidth_mb_per_second = "off"
         [log]
         format = "json"
+        access = false
         "#,
     )
     .unwrap();
@@ -81,11 +94,49 @@ fn every_key_has_its_place() {
     );
     assert_eq!(own["SuspendMicrovm"].burst, 4);
     assert_eq!(config.network.dns[0].to_string(), "9.9.9.9:53");
+    assert!(!config.log.access && config.metrics_addr.is_some());
+    let small = config.limits.of(512);
+    assert_eq!(limits(small), (Some(4), Some(10), None));
+    assert_eq!(
+        limits(config.limits.of(2048)),
+        (None, Some(500), Some(4_000_000))
+    );
+    assert_eq!(
+        config.limits.response_timeout,
+        Some(Duration::from_secs(3600))
+    );
     let said = format!("{config} {config:?}");
     assert!(
         said.contains("region eu-north-1") && !said.contains("hush"),
         "{said}"
     );
+}
+
+fn limits(limits: VmLimits) -> (Option<u32>, Option<u32>, Option<u64>) {
+    (
+        limits.in_flight.map(NonZeroU32::get),
+        limits.requests_per_second.map(NonZeroU32::get),
+        limits.bytes_per_second.map(NonZeroU64::get),
+    )
+}
+
+#[test]
+fn an_endpoint_carries_what_it_does_on_aws_unless_told_otherwise() {
+    let config = load("").unwrap();
+    assert!(config.log.access && config.metrics_addr.is_none());
+    assert_eq!(config.limits.response_timeout, None);
+    for (mib, in_flight, a_second, mb) in [
+        (512, 8, 10, 1),
+        (1024, 16, 20, 2),
+        (2048, 32, 40, 4),
+        (4096, 64, 80, 8),
+        (8192, 128, 160, 16),
+    ] {
+        let expected = (Some(in_flight), Some(a_second), Some(mb * 1_000_000));
+        assert_eq!(limits(config.limits.of(mib)), expected);
+    }
+    let off = "[limits]\nin_flight = \"off\"\nrequests_per_second = \"off\"\nbandwidth_mb_per_second = \"off\"";
+    assert_eq!(load(off).unwrap().limits.of(512), VmLimits::default());
 }
 
 #[test]
@@ -147,6 +198,8 @@ fn a_mistake_is_named_with_its_remedy() {
             "calls_per_second",
             "burst",
         ),
+        ("[limits]\nin_flight = 0", "line 2", "at least 1"),
+        ("[limits.memory.3000]", "limits.memory", "2048"),
         ("data_dri = \"/x\"", "data_dri", "data_dir"),
         ("accel = \"fast\"", "fast", "auto"),
     ] {
