@@ -4,6 +4,7 @@ use crate::driver::{Command, CommandError, Driver, Means};
 use crate::gate::{Gate, Lease, LeasedStream, Phase};
 use crate::guest::{Guest, GuestError};
 use crate::vmm::{Instance, Stream};
+use dormouse_core::guest::ShellSpec;
 use dormouse_core::microvm::{Denied, Event, Record, State};
 use dormouse_core::{EndpointId, MicrovmId, limits};
 use dormouse_store::{Query, StoreError, Versioned};
@@ -54,9 +55,22 @@ pub enum OpenError {
     /// It runs, and yet its agent does not answer.
     #[error("microvm does not answer")]
     Unreachable(#[source] GuestError),
-    /// Too many requests wait for it already.
+    /// Too many requests wait for it already, or too many shells are open.
     #[error("too many requests wait for the microvm")]
     Overloaded,
+    /// No shell can start in it.
+    #[error("no shell starts in the microvm")]
+    NoShell(#[source] GuestError),
+    /// Its image was built before there were shells.
+    #[error("the agent in the microvm's image is older than shells")]
+    AgentTooOld,
+}
+
+/// Where a stream into a MicroVM leads.
+#[derive(Debug, Clone, Copy)]
+enum Target<'a> {
+    Port(u16),
+    Shell(&'a ShellSpec),
 }
 
 impl Node {
@@ -137,28 +151,38 @@ impl Node {
         endpoint: &EndpointId,
         port: u16,
     ) -> Result<LeasedStream<Box<dyn Stream>>, OpenError> {
+        self.stream(endpoint, Target::Port(port)).await
+    }
+
+    /// Opens a shell in the MicroVM behind `endpoint`, waking it if it may be woken. The stream carries the
+    /// guest protocol's frames; bytes that cross it count as activity.
+    pub async fn shell(
+        &self,
+        endpoint: &EndpointId,
+        spec: &ShellSpec,
+    ) -> Result<LeasedStream<Box<dyn Stream>>, OpenError> {
+        self.stream(endpoint, Target::Shell(spec)).await
+    }
+
+    async fn stream(
+        &self,
+        endpoint: &EndpointId,
+        target: Target<'_>,
+    ) -> Result<LeasedStream<Box<dyn Stream>>, OpenError> {
         let vm = self.vms().by_endpoint.get(endpoint).map(Arc::clone);
         let vm = vm.ok_or(OpenError::Ended)?;
-        // A machine that goes while the tunnel is made has seen nothing of the request: once more.
+        // A machine that goes while the stream is made has seen nothing of the request: once more.
         for _ in 0..limits::OPEN_ATTEMPTS {
             let (machine, mut lease) = match vm.gate.enter() {
                 Ok(entered) => entered,
                 Err(_) => vm.wait_for_entry().await?,
             };
-            let guest = Guest::new(&*machine);
-            let tunnel = tokio::select! {
+            let stream = tokio::select! {
                 biased;
                 () = lease.broken() => continue,
-                tunnel = guest.tunnel(port) => tunnel,
+                stream = target.open(Guest::new(&*machine)) => stream?,
             };
-            return match tunnel {
-                Ok(stream) => Ok(LeasedStream::new(stream, lease)),
-                Err(GuestError::Refused {
-                    status: StatusCode::BAD_GATEWAY,
-                    ..
-                }) => Err(OpenError::NotListening),
-                Err(error) => Err(OpenError::Unreachable(error)),
-            };
+            return Ok(LeasedStream::new(stream, lease));
         }
         Err(OpenError::WakeFailed)
     }
@@ -178,6 +202,31 @@ impl Node {
     fn vms(&self) -> std::sync::MutexGuard<'_, Vms> {
         // The maps are whole after each statement, so a panic elsewhere cannot have torn them.
         self.vms.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Target<'_> {
+    async fn open(self, guest: Guest<'_>) -> Result<Box<dyn Stream>, OpenError> {
+        match self {
+            Self::Port(port) => guest.tunnel(port).await.map_err(no_tunnel),
+            Self::Shell(spec) => guest.shell(spec).await.map_err(no_shell),
+        }
+    }
+}
+
+fn no_tunnel(error: GuestError) -> OpenError {
+    match error.refusal() {
+        Some(StatusCode::BAD_GATEWAY) => OpenError::NotListening,
+        _ => OpenError::Unreachable(error),
+    }
+}
+
+fn no_shell(error: GuestError) -> OpenError {
+    match error.refusal() {
+        Some(StatusCode::NOT_FOUND) => OpenError::AgentTooOld,
+        Some(StatusCode::TOO_MANY_REQUESTS) => OpenError::Overloaded,
+        Some(StatusCode::BAD_REQUEST) => OpenError::NoShell(error),
+        _ => OpenError::Unreachable(error),
     }
 }
 
@@ -233,5 +282,38 @@ impl Vm {
         timeout(limits::WAKE_TIMEOUT, entry)
             .await
             .unwrap_or(Err(OpenError::WakeFailed))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refused_shell_says_why() {
+        let refused = |status| {
+            no_shell(GuestError::Refused {
+                status,
+                message: String::new(),
+            })
+        };
+        assert!(matches!(
+            refused(StatusCode::NOT_FOUND),
+            OpenError::AgentTooOld
+        ));
+        assert!(matches!(
+            refused(StatusCode::TOO_MANY_REQUESTS),
+            OpenError::Overloaded
+        ));
+        assert!(matches!(
+            refused(StatusCode::BAD_REQUEST),
+            OpenError::NoShell(_)
+        ));
+        assert!(matches!(
+            refused(StatusCode::CONFLICT),
+            OpenError::Unreachable(_)
+        ));
+        let silent = no_shell(GuestError::TimedOut("shell"));
+        assert!(matches!(silent, OpenError::Unreachable(_)));
     }
 }
