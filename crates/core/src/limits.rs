@@ -199,8 +199,6 @@ pub const SHELL_HANG_UP_GRACE: Duration = Duration::from_secs(1);
 pub const SHELL_MESSAGE_BYTES_MAX: usize = 1 << 20;
 /// A shell's client that sends nothing is pinged this often, so that nothing on the way forgets it.
 pub const SHELL_PING_INTERVAL: Duration = Duration::from_secs(30);
-/// A shell's client must answer the close of its connection within this.
-pub const SHELL_CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Bytes of the app's output that the agent keeps for the host to fetch.
 pub const AGENT_LOG_BYTES: usize = 1 << 20;
 

@@ -22,6 +22,7 @@ mod proxy;
 mod refusal;
 mod request;
 mod request_body;
+mod shell;
 mod switch;
 mod tasks;
 mod token;
@@ -34,6 +35,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use dormouse_core::guest::ShellSpec;
 use dormouse_core::{EndpointId, limits};
 use tokio::io::{AsyncRead, AsyncWrite};
 
@@ -59,9 +61,17 @@ pub trait Upstreams: Send + Sync + 'static {
     ///
     /// Dropping the future gives up the wait; dropping the stream closes the tunnel.
     async fn open(&self, endpoint: &EndpointId, port: u16) -> Result<Box<dyn Stream>, OpenError>;
+
+    /// Opens a shell in the MicroVM behind `endpoint`, which is woken as by [`Upstreams::open`]. The stream
+    /// carries frames of the guest protocol, both ways; dropping it hangs up.
+    async fn shell(
+        &self,
+        endpoint: &EndpointId,
+        spec: &ShellSpec,
+    ) -> Result<Box<dyn Stream>, OpenError>;
 }
 
-/// Why there is no tunnel. The client sees 502 for all but [`OpenError::Overloaded`].
+/// Why there is no tunnel, or no shell. The client sees 502 for all but the last three.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum OpenError {
     /// The MicroVM has ended, or there is none behind this endpoint.
@@ -79,6 +89,12 @@ pub enum OpenError {
     /// Too many requests wait already.
     #[error("too many requests wait for the MicroVM")]
     Overloaded,
+    /// The MicroVM has no shell that could start.
+    #[error("no shell starts in the MicroVM")]
+    NoShell,
+    /// The MicroVM's image was built before there were shells.
+    #[error("the MicroVM's image was built before there were shells")]
+    AgentTooOld,
 }
 
 /// What an [`Ingress`] can be told; [`Config::new`] fills in the limits of the product.

@@ -16,7 +16,7 @@ use uuid::Uuid;
 
 use crate::headers;
 use crate::refusal::Refusal;
-use crate::request::{Gate, Route};
+use crate::request::{Admitted, Gate, Route};
 use crate::request_body::RequestBody;
 use crate::switch::{self, Ask};
 use crate::tasks::Tasks;
@@ -60,7 +60,10 @@ impl Client {
     ) -> Result<Response<ResponseBody>, Refusal> {
         let (mut parts, body) = request.into_parts();
         let body = RequestBody::new(&parts, body, &self.tasks);
-        let route = self.gate().admit(&parts)?;
+        let route = match self.gate().admit(&parts)? {
+            Admitted::App(route) => route,
+            Admitted::Shell(visit) => return self.shell(&visit, parts, id).await,
+        };
         let stream = self
             .ingress
             .upstreams
@@ -176,9 +179,12 @@ fn unopened(error: OpenError, route: &Route, id: &HeaderValue) -> Refusal {
     tracing::info!(request_id = ?id, %endpoint, port, reason = %error, "no way to the app");
     match error {
         OpenError::Overloaded => Refusal::Overloaded,
-        OpenError::Ended | OpenError::Asleep | OpenError::WakeFailed | OpenError::NotListening => {
-            Refusal::Unreachable
-        }
+        OpenError::Ended
+        | OpenError::Asleep
+        | OpenError::WakeFailed
+        | OpenError::NotListening
+        | OpenError::NoShell
+        | OpenError::AgentTooOld => Refusal::Unreachable,
     }
 }
 

@@ -12,6 +12,7 @@ mod hostile_http2;
 mod lifecycle;
 mod refusals;
 mod routing;
+mod shell;
 mod smuggling;
 mod streaming;
 mod upgrade;
