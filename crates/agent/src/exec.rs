@@ -12,6 +12,7 @@ use hyper::body::{Body, Frame};
 use rustix::pipe::{PipeFlags, pipe_with};
 use std::convert::Infallible;
 use std::pin::Pin;
+use std::process::Stdio;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -63,7 +64,7 @@ pub(crate) fn start(
     let (stdout, stdout_end) = pipes().map_err(make)?;
     let make = StartError::host("make a pipe for the errors");
     let (stderr, stderr_end) = pipes().map_err(make)?;
-    let started = match plan.start(reaper, &cgroup, stdout_end, stderr_end) {
+    let started = match plan.start(reaper, &cgroup, Stdio::null(), [stdout_end, stderr_end]) {
         Ok(started) => started,
         Err(error) => {
             // The failed child may not be out of it yet; an empty group that stays costs little.

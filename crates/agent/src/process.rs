@@ -201,8 +201,8 @@ impl Plan {
         self,
         reaper: &Reaper,
         cgroup: &Cgroup,
-        stdout: OwnedFd,
-        stderr: OwnedFd,
+        stdin: Stdio,
+        [stdout, stderr]: [OwnedFd; 2],
     ) -> Result<Started, StartError> {
         // A program may open its own `/dev/stdout`: let it be the owner.
         let (uid, gid) = self.owner();
@@ -210,7 +210,7 @@ impl Plan {
             rustix::fs::fchown(stream, Some(uid), Some(gid))
                 .map_err(StartError::host("give the output to the user"))?;
         }
-        let streams = [Stdio::null(), stdout.into(), stderr.into()];
+        let streams = [stdin, stdout.into(), stderr.into()];
         self.spawn(reaper, cgroup, streams, Streams::Plain)
     }
 

@@ -228,12 +228,12 @@ async fn shell(agent: &Agent, mut request: Request<Incoming>) -> Result<Answer, 
     })?;
     let host = hyper::upgrade::on(&mut request);
     let spec: ShellSpec = read_json(request).await?;
-    let size = spec.size;
+    let terminal = spec.terminal;
     let plan = run_blocking(move || shell::prepare(&spec, &app)).await??;
     let name = agent.group_name("shell");
     let shell = agent
         .freezer
-        .start(|| Shell::start(plan, size, &agent.reaper, agent.guest.clone(), name))
+        .start(|| Shell::start(plan, terminal, &agent.reaper, agent.guest.clone(), name))
         .ok_or_else(frozen)??;
     tokio::spawn(shell.serve(host, place));
     let mut response = empty(StatusCode::SWITCHING_PROTOCOLS);

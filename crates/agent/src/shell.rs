@@ -1,8 +1,10 @@
-//! Shells for people: a terminal each, beside the app and with its view of the system, as root.
+//! Shells for people: beside the app and with its view of the system, as root.
 //!
 //! A shell lives as long as the host's connection to it. When that ends, its processes are told by a
 //! hang-up, as when a modem's line dropped, and after a moment they are killed. When the shell ends by
 //! itself, what it left behind is killed at once, and the host learns how it ended.
+
+mod streams;
 
 use crate::cgroup::Cgroup;
 use crate::console;
@@ -12,8 +14,7 @@ use crate::reaper::Reaper;
 use crate::terminal::Terminal;
 use bytes::{Buf, BytesMut};
 use dormouse_core::guest::{
-    AppSpec, Exit, FRAME_PAYLOAD_MAX, FrameKind, ProcessSpec, ShellSpec, TerminalSize, put_frame,
-    whole_frame,
+    AppSpec, Exit, FrameKind, ProcessSpec, ShellSpec, TerminalSize, put_frame, whole_frame,
 };
 use dormouse_core::limits;
 use hyper::upgrade::OnUpgrade;
@@ -23,6 +24,7 @@ use std::io;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
+use streams::{Input, Output};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{ReadHalf, WriteHalf};
@@ -34,8 +36,6 @@ const PROGRAMS: [&str; 2] = ["bash", "sh"];
 const PROMPT: &str = "λ $ ";
 /// Without one of these bash takes no character but ASCII for one.
 const LOCALE_VARIABLES: [&str; 3] = ["LC_ALL", "LC_CTYPE", "LANG"];
-const READ_BYTES: usize = 16 * 1024;
-const _: () = assert!(READ_BYTES <= FRAME_PAYLOAD_MAX);
 /// Once a shell has ended, the host must take what it still has to say within this.
 const LAST_WORDS_TIMEOUT: Duration = Duration::from_secs(30);
 /// How soon a host is missed while a program does not take what was typed.
@@ -57,7 +57,7 @@ pub(crate) fn prepare(spec: &ShellSpec, app: &AppSpec) -> Result<Plan, StartErro
     }
 }
 
-/// A shell's process: the app's environment and folder, and what a terminal needs.
+/// A shell's process: the app's environment and folder, and what one at a terminal needs.
 fn process(program: &str, spec: &ShellSpec, app: &AppSpec) -> ProcessSpec {
     let mut argv = vec![program.to_owned()];
     let mut env = app.process.env.clone();
@@ -65,15 +65,18 @@ fn process(program: &str, spec: &ShellSpec, app: &AppSpec) -> ProcessSpec {
         env.retain(|(present, _)| present != name);
         env.push((name.to_owned(), value.to_owned()));
     };
-    set("TERM", "xterm");
+    if spec.terminal.is_some() {
+        set("TERM", "xterm");
+    }
     match &spec.command {
         Some(command) => argv.extend(["-c".to_owned(), command.clone()]),
-        None => {
+        None if spec.terminal.is_some() => {
             set("PS1", PROMPT);
             // Start-up files of distributions set a prompt of their own: bash runs this after them, once.
             let command = format!("PS1='{PROMPT}'; unset PROMPT_COMMAND");
             set("PROMPT_COMMAND", &command);
         }
+        None => {}
     }
     let has_locale = |(name, _): &(String, String)| LOCALE_VARIABLES.contains(&name.as_str());
     if !app.process.env.iter().any(has_locale) {
@@ -88,11 +91,12 @@ fn process(program: &str, spec: &ShellSpec, app: &AppSpec) -> ProcessSpec {
     }
 }
 
-/// A shell that runs, with nobody at its terminal yet.
+/// A shell that runs, with nobody who talks to it yet.
 #[derive(Debug)]
 pub(crate) struct Shell {
     started: Started,
-    terminal: Terminal,
+    input: Input,
+    output: Output,
     guest: Arc<Cgroup>,
     cgroup: Cgroup,
     name: String,
@@ -102,38 +106,52 @@ impl Shell {
     /// Starts a shell in the group `name` below `guest`.
     pub(crate) fn start(
         plan: Plan,
-        size: TerminalSize,
+        terminal: Option<TerminalSize>,
         reaper: &Reaper,
         guest: Arc<Cgroup>,
         name: String,
     ) -> Result<Self, StartError> {
-        let (terminal, program_end) =
-            Terminal::open(size).map_err(StartError::host("open a terminal"))?;
         let cgroup = guest
             .child(&name)
             .map_err(StartError::host("make a control group"))?;
-        let started = match plan.start_on_terminal(reaper, &cgroup, program_end) {
-            Ok(started) => started,
+        let start = || match terminal {
+            Some(size) => {
+                let (terminal, program_end) =
+                    Terminal::open(size).map_err(StartError::host("open a terminal"))?;
+                let started = plan.start_on_terminal(reaper, &cgroup, program_end)?;
+                let (input, output) = streams::of_terminal(terminal);
+                Ok((started, input, output))
+            }
+            None => {
+                let (input, output, ends) =
+                    streams::pipes().map_err(StartError::host("make pipes"))?;
+                let started = plan.start(reaper, &cgroup, ends.stdin, ends.outputs)?;
+                Ok((started, input, output))
+            }
+        };
+        match start() {
+            Ok((started, input, output)) => Ok(Self {
+                started,
+                input,
+                output,
+                guest,
+                cgroup,
+                name,
+            }),
             Err(error) => {
                 // The failed child may not be out of it yet; an empty group that stays costs little.
                 let _ = guest.remove_child(&name);
-                return Err(error);
+                Err(error)
             }
-        };
-        Ok(Self {
-            started,
-            terminal,
-            guest,
-            cgroup,
-            name,
-        })
+        }
     }
 
     /// Joins the shell and the host until either ends; no process of the shell is left then.
     pub(crate) async fn serve(self, host: OnUpgrade, place: OwnedSemaphorePermit) {
         let Self {
             started,
-            terminal,
+            mut input,
+            mut output,
             guest,
             cgroup,
             name,
@@ -145,13 +163,13 @@ impl Shell {
                 let mut stream = parts.io.into_inner();
                 let early = BytesMut::from(parts.read_buf);
                 let (mut from_host, mut to_host) = stream.split();
-                let typing = type_in(&mut from_host, early, &terminal);
-                live(started, &cgroup, &terminal, typing, &mut to_host).await;
+                let typing = type_in(&mut from_host, early, &mut input);
+                live(started, &cgroup, &mut output, typing, &mut to_host).await;
             }
             // Hung up before it began.
             None => drop(started.finish(&cgroup, std::future::ready(())).await),
         }
-        drop(terminal);
+        drop((input, output));
         guest.remove_child_once_empty(&cgroup, &name).await;
         drop(place);
     }
@@ -161,7 +179,7 @@ impl Shell {
 async fn live(
     started: Started,
     cgroup: &Cgroup,
-    terminal: &Terminal,
+    output: &mut Output,
     typing: impl Future<Output = ()>,
     to_host: &mut WriteHalf<'_>,
 ) {
@@ -173,7 +191,7 @@ async fn live(
         let _ = kill_process_group(pid, Signal::HUP);
         tokio::time::sleep(limits::SHELL_HANG_UP_GRACE).await;
     };
-    let mut telling = pin!(tell(terminal, to_host, exited));
+    let mut telling = pin!(tell(output, to_host, exited));
     let mut ending = pin!(started.finish(cgroup, hung_up));
     let mut all_told = false;
     let exit = loop {
@@ -190,8 +208,8 @@ async fn live(
 }
 
 /// Tells the host all that programs print, as fast as it takes it, and at last how the shell ended.
-async fn tell(terminal: &Terminal, host: &mut WriteHalf<'_>, exited: oneshot::Receiver<Exit>) {
-    if show(terminal, host).await.is_err() {
+async fn tell(output: &mut Output, host: &mut WriteHalf<'_>, exited: oneshot::Receiver<Exit>) {
+    if show(output, host).await.is_err() {
         return;
     }
     if let Ok(exit) = exited.await {
@@ -201,22 +219,18 @@ async fn tell(terminal: &Terminal, host: &mut WriteHalf<'_>, exited: oneshot::Re
     }
 }
 
-async fn show(terminal: &Terminal, host: &mut WriteHalf<'_>) -> io::Result<()> {
-    let mut bytes = vec![0; READ_BYTES];
+async fn show(output: &mut Output, host: &mut WriteHalf<'_>) -> io::Result<()> {
     let mut frame = Vec::new();
-    loop {
-        let len = terminal.read(&mut bytes).await?;
-        if len == 0 {
-            return Ok(());
-        }
+    while let Some((kind, bytes)) = output.read().await? {
         frame.clear();
-        put_frame(&mut frame, FrameKind::Stdout, &bytes[..len]);
+        put_frame(&mut frame, kind, bytes);
         host.write_all(&frame).await?;
     }
+    Ok(())
 }
 
 /// Does what the host's frames say until it hangs up or makes no sense.
-async fn type_in(host: &mut ReadHalf<'_>, mut buffer: BytesMut, terminal: &Terminal) {
+async fn type_in(host: &mut ReadHalf<'_>, mut buffer: BytesMut, input: &mut Input) {
     loop {
         let (kind, payload) = match whole_frame(&buffer) {
             Ok(Some(found)) => found,
@@ -229,13 +243,14 @@ async fn type_in(host: &mut ReadHalf<'_>, mut buffer: BytesMut, terminal: &Termi
         let mut frame = buffer.split_to(payload.end);
         frame.advance(payload.start);
         match kind {
+            FrameKind::Stdin if frame.is_empty() => input.end(),
             FrameKind::Stdin => tokio::select! {
-                // Without a program at the terminal there is nobody to type to.
-                _ = terminal.write_all(&frame) => {}
+                // Without a program that reads there is nobody to type to.
+                _ = input.write_all(&frame) => {}
                 () = hung_up(host) => return,
             },
             FrameKind::Resize => match serde_json::from_slice(&frame) {
-                Ok(size) => drop(terminal.resize(size)),
+                Ok(size) => input.resize(size),
                 Err(error) => return console::say(format_args!("the host's size: {error}")),
             },
             FrameKind::Stdout | FrameKind::Stderr | FrameKind::Exit => return,
@@ -280,7 +295,7 @@ mod tests {
 
     fn spec(command: Option<&str>) -> ShellSpec {
         ShellSpec {
-            size: TerminalSize::default(),
+            terminal: Some(TerminalSize::default()),
             command: command.map(str::to_owned),
         }
     }
@@ -313,8 +328,18 @@ mod tests {
     fn a_command_gets_no_prompt_and_the_apps_language_stays() {
         let process = process("sh", &spec(Some("ls | wc")), &app(&[("LC_ALL", "C")]));
         assert_eq!(process.argv, ["sh", "-c", "ls | wc"]);
-        let names: Vec<_> = process.env.iter().map(|(name, _)| name.as_str()).collect();
-        assert_eq!(names, ["LC_ALL", "TERM"]);
+        let names = |process: &ProcessSpec| {
+            let names = process.env.iter().map(|(name, _)| name.clone());
+            names.collect::<Vec<_>>()
+        };
+        assert_eq!(names(&process), ["LC_ALL", "TERM"]);
+        let piped = ShellSpec {
+            terminal: None,
+            command: None,
+        };
+        let process = super::process("sh", &piped, &app(&[("LC_ALL", "C")]));
+        assert_eq!(process.argv, ["sh"]);
+        assert_eq!(names(&process), ["LC_ALL"]);
     }
 
     /// Two ends of a connection: the host's, and the agent's.
@@ -372,6 +397,7 @@ mod tests {
             "stty -echo; read a; stty size; head -c 100000 /dev/zero | tr '\\0' x",
             end,
         );
+        let (mut input, mut output) = streams::of_terminal(terminal);
         let (mut from_host, mut to_host) = agent.split();
         // A frame may come in pieces, the first of them with the request.
         let resize = frame(FrameKind::Resize, br#"{"cols":132,"rows":43}"#);
@@ -388,8 +414,8 @@ mod tests {
         exit_known.send(exit).expect("somebody waits");
         let talk = async {
             tokio::select! {
-                () = tell(&terminal, &mut to_host, exited) => {}
-                () = type_in(&mut from_host, early, &terminal) => panic!("nobody hung up"),
+                () = tell(&mut output, &mut to_host, exited) => {}
+                () = type_in(&mut from_host, early, &mut input) => panic!("nobody hung up"),
             }
         };
         let ((), (printed, told)) = tokio::join!(talk, told(&mut host));
@@ -410,7 +436,8 @@ mod tests {
         let (mut from_host, _) = agent.split();
         let flood = frame(FrameKind::Stdin, &[b'x'; 60_000]);
         host.write_all(&flood).await.expect("write");
-        let typing = type_in(&mut from_host, BytesMut::new(), &terminal);
+        let (mut input, _output) = streams::of_terminal(terminal);
+        let typing = type_in(&mut from_host, BytesMut::new(), &mut input);
         let mut typing = pin!(typing);
         let early = tokio::time::timeout(Duration::from_millis(300), &mut typing).await;
         assert!(early.is_err(), "all was taken");
@@ -430,13 +457,46 @@ mod tests {
         ] {
             let (_host, mut agent) = connection().await;
             let (terminal, _end) = Terminal::open(TerminalSize::default()).expect("terminal");
+            let (mut input, _output) = streams::of_terminal(terminal);
             let (mut from_host, _) = agent.split();
-            type_in(
-                &mut from_host,
-                BytesMut::from(nonsense.as_slice()),
-                &terminal,
-            )
-            .await;
+            let nonsense = BytesMut::from(nonsense.as_slice());
+            type_in(&mut from_host, nonsense, &mut input).await;
         }
+    }
+
+    #[tokio::test]
+    async fn without_a_terminal_input_ends_and_the_two_outputs_come_apart() {
+        let (mut host, mut agent) = connection().await;
+        let (mut input, mut output, ends) = streams::pipes().expect("pipes");
+        let [stdout, stderr] = ends.outputs;
+        let mut command = Command::new("sh");
+        command.args(["-c", "wc -c; tty >&2"]);
+        command.stdin(ends.stdin).stdout(stdout).stderr(stderr);
+        let mut child = command.spawn().expect("a shell");
+        // It holds the program's ends of the pipes.
+        drop(command);
+        let (mut from_host, mut to_host) = agent.split();
+        host.write_all(&frame(FrameKind::Stdin, &[b'x'; 60_000]))
+            .await
+            .expect("write");
+        host.write_all(&frame(FrameKind::Stdin, b""))
+            .await
+            .expect("write");
+        let talk = async {
+            tokio::select! {
+                shown = show(&mut output, &mut to_host) => shown.expect("shown"),
+                () = type_in(&mut from_host, BytesMut::new(), &mut input) => panic!("nobody hung up"),
+            }
+        };
+        talk.await;
+        drop(agent);
+        let mut all = Vec::new();
+        host.read_to_end(&mut all).await.expect("read");
+        let expected = [
+            frame(FrameKind::Stdout, b"60000\n"),
+            frame(FrameKind::Stderr, b"not a tty\n"),
+        ];
+        assert_eq!(all, expected.concat());
+        child.wait().expect("it ended");
     }
 }

@@ -290,10 +290,9 @@ impl std::fmt::Debug for ThawSpec {
 /// A shell to open: it sees what the app sees, as root.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ShellSpec {
-    /// The terminal's size at the beginning.
-    #[serde(default)]
-    pub size: TerminalSize,
-    /// What the shell is to run, as after `sh -c`; none for one that a person types into.
+    /// Its terminal's size at the beginning; none for a shell without a terminal.
+    pub terminal: Option<TerminalSize>,
+    /// What the shell is to run, as after `sh -c`; none for what it reads.
     #[serde(default)]
     pub command: Option<String>,
 }

@@ -7,6 +7,7 @@
 //! |---|---|
 //! | `dormouse-command=TEXT` | what the shell runs, as after `sh -c` |
 //! | `dormouse-size=COLSxROWS` | the terminal's size at the beginning |
+//! | `dormouse-terminal=false` | no terminal: bytes pass unchanged, `{"type":"eof"}` ends the input, and a text `{"type":"stderr"}` comes before each message of standard error |
 //! | `dormouse-exit-code=true` | the close reason ends with the exit code: `shell exited: 3` |
 
 mod session;
@@ -26,6 +27,7 @@ use http_body_util::{Either, Full};
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use percent_encoding::percent_decode_str;
+use session::Manners;
 
 use crate::headers;
 use crate::proxy::{Client, ResponseBody};
@@ -65,16 +67,16 @@ impl Client {
         })?;
         let place = Arc::clone(&self.place);
         self.tasks.spawn(async move {
-            serve(client, shell, wishes.exit_code).await;
+            serve(client, shell, wishes.manners()).await;
             drop(place);
         });
         Ok(response)
     }
 }
 
-async fn serve(client: OnUpgrade, shell: Box<dyn Stream>, exit_code: bool) {
+async fn serve(client: OnUpgrade, shell: Box<dyn Stream>, manners: Manners) {
     match client.await {
-        Ok(client) => session::run(TokioIo::new(client), shell, exit_code).await,
+        Ok(client) => session::run(TokioIo::new(client), shell, manners).await,
         Err(error) => tracing::debug!(%error, "the protocol was not switched"),
     }
 }
@@ -122,7 +124,7 @@ impl Wishes {
     fn read(query: &str) -> Result<Self, Refusal> {
         let mut wishes = Self {
             spec: ShellSpec {
-                size: TerminalSize::default(),
+                terminal: Some(TerminalSize::default()),
                 command: None,
             },
             exit_code: false,
@@ -134,13 +136,21 @@ impl Wishes {
             match name {
                 "dormouse-command" => wishes.spec.command = Some(value.into_owned()),
                 "dormouse-size" => {
-                    wishes.spec.size = size(&value).ok_or(Refusal::BadShell)?;
+                    wishes.spec.terminal = Some(size(&value).ok_or(Refusal::BadShell)?);
                 }
+                "dormouse-terminal" if value == "false" => wishes.spec.terminal = None,
                 "dormouse-exit-code" => wishes.exit_code = value == "true",
                 _ => {}
             }
         }
         Ok(wishes)
+    }
+
+    fn manners(&self) -> Manners {
+        Manners {
+            terminal: self.spec.terminal.is_some(),
+            exit_code: self.exit_code,
+        }
     }
 }
 
@@ -188,8 +198,10 @@ mod tests {
             cols: 120,
             rows: 40,
         };
-        assert_eq!(all.spec.size, size);
+        assert_eq!(all.spec.terminal, Some(size));
         assert!(all.exit_code);
+        let piped = Wishes::read("dormouse-terminal=false").expect("wishes");
+        assert_eq!(piped.spec.terminal, None);
         for bad in [
             "dormouse-size=120",
             "dormouse-size=99999x1",

@@ -19,7 +19,7 @@ pub enum FrameKind {
     Stderr = 2,
     /// An [`Exit`](super::Exit) as JSON; the last frame.
     Exit = 3,
-    /// Bytes that are typed into a terminal.
+    /// Bytes that are typed into a terminal or, where there is none, of standard input: an empty frame ends it.
     Stdin = 4,
     /// A [`TerminalSize`](super::TerminalSize) as JSON.
     Resize = 5,

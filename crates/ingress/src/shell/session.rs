@@ -16,7 +16,7 @@ use std::io;
 
 use bytes::{Buf, Bytes, BytesMut};
 use dormouse_core::guest::{
-    Exit, FRAME_PAYLOAD_MAX, FrameKind, TerminalSize, put_frame, whole_frame,
+    Exit, FRAME_HEADER_LEN, FRAME_PAYLOAD_MAX, FrameKind, TerminalSize, put_frame, whole_frame,
 };
 use dormouse_core::limits;
 use futures_util::stream::{SplitSink, SplitStream};
@@ -33,6 +33,19 @@ use uuid::Uuid;
 use crate::Stream;
 
 const READ_BYTES: usize = 16 * 1024;
+/// The next message is of standard error.
+const STDERR: &str = r#"{"type":"stderr"}"#;
+/// An end of the agent's input.
+const EOF: [u8; FRAME_HEADER_LEN] = [FrameKind::Stdin as u8, 0, 0, 0, 0];
+
+/// What is done beyond what AWS does.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Manners {
+    /// Whether the shell has a terminal; if not, its input has an end and its outputs come apart.
+    pub(super) terminal: bool,
+    /// Whether the close reason tells the exit code.
+    pub(super) exit_code: bool,
+}
 
 /// Why a session is over.
 #[derive(Debug)]
@@ -53,7 +66,7 @@ enum End {
 pub(super) async fn run<C: AsyncRead + AsyncWrite + Unpin>(
     client: C,
     shell: Box<dyn Stream>,
-    exit_code: bool,
+    manners: Manners,
 ) {
     let config = WebSocketConfig::default()
         .read_buffer_size(READ_BYTES)
@@ -63,14 +76,14 @@ pub(super) async fn run<C: AsyncRead + AsyncWrite + Unpin>(
     let (mut to_client, mut from_client) = websocket.split();
     let (mut from_shell, mut to_shell) = tokio::io::split(shell);
     let end = tokio::select! {
-        end = show(&mut from_shell, &mut to_client) => end,
-        end = type_in(&mut from_client, &mut to_shell) => end,
+        end = show(&mut from_shell, &mut to_client, manners) => end,
+        end = type_in(&mut from_client, &mut to_shell, manners) => end,
     };
     tracing::debug!(?end, "shell closed");
     // What the shell started must not outlive it for want of the client's goodbye.
     drop((from_shell, to_shell));
     let goodbye = async {
-        if let Some(frame) = close_frame(&end, exit_code) {
+        if let Some(frame) = close_frame(&end, manners) {
             to_client.send(Message::Close(Some(frame))).await?;
         }
         to_client.close().await?;
@@ -85,6 +98,7 @@ pub(super) async fn run<C: AsyncRead + AsyncWrite + Unpin>(
 async fn show<C: AsyncRead + AsyncWrite + Unpin>(
     shell: &mut (impl AsyncRead + Unpin),
     client: &mut SplitSink<WebSocketStream<C>, Message>,
+    manners: Manners,
 ) -> End {
     let session_id = Uuid::new_v4();
     let greeting = format!(r#"{{"type":"session_init","session_id":"{session_id}"}}"#);
@@ -99,6 +113,12 @@ async fn show<C: AsyncRead + AsyncWrite + Unpin>(
         let message = tokio::select! {
             frame = frames.next(shell) => match frame {
                 Ok(Some((FrameKind::Stdout, shown))) => Message::Binary(shown),
+                Ok(Some((FrameKind::Stderr, shown))) if !manners.terminal => {
+                    if client.feed(Message::text(STDERR)).await.is_err() {
+                        return End::ClientGone;
+                    }
+                    Message::Binary(shown)
+                }
                 Ok(Some((FrameKind::Exit, exit))) => {
                     return serde_json::from_slice(&exit).map_or(End::Nonsense, End::Exited);
                 }
@@ -119,17 +139,23 @@ async fn show<C: AsyncRead + AsyncWrite + Unpin>(
 async fn type_in<C: AsyncRead + AsyncWrite + Unpin>(
     client: &mut SplitStream<WebSocketStream<C>>,
     shell: &mut (impl AsyncWrite + Unpin),
+    manners: Manners,
 ) -> End {
     let mut frames = Vec::new();
     while let Some(message) = client.next().await {
         let typed = match message {
-            Ok(Message::Text(text)) => match resize(&text) {
-                Some(size) => {
+            Ok(Message::Text(text)) => match serde_json::from_str(&text) {
+                Ok(Control::Resize(size)) => {
                     let size = serde_json::to_vec(&size).expect("numbers serialize");
                     put_frame(&mut frames, FrameKind::Resize, &size);
                     Bytes::new()
                 }
-                None => Bytes::from(text),
+                Ok(Control::Eof) if !manners.terminal => {
+                    frames.extend(EOF);
+                    Bytes::new()
+                }
+                // Anything that is not quite a control message is text to be typed.
+                Ok(Control::Eof) | Err(_) => Bytes::from(text),
             },
             Ok(Message::Binary(bytes)) => bytes,
             Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_)) => continue,
@@ -148,21 +174,17 @@ async fn type_in<C: AsyncRead + AsyncWrite + Unpin>(
     End::ClientGone
 }
 
-#[derive(Deserialize)]
+/// What a client's text may ask for.
+#[derive(Debug, PartialEq, Eq, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 enum Control {
     Resize(TerminalSize),
+    Eof,
 }
 
-/// The size that a message asks for; none when it is text to be typed, as anything is that is not quite so.
-fn resize(text: &str) -> Option<TerminalSize> {
-    let Control::Resize(size) = serde_json::from_str(text).ok()?;
-    Some(size)
-}
-
-fn close_frame(end: &End, exit_code: bool) -> Option<CloseFrame> {
+fn close_frame(end: &End, manners: Manners) -> Option<CloseFrame> {
     let (code, reason) = match end {
-        End::Exited(exit) if exit_code => {
+        End::Exited(exit) if manners.exit_code => {
             (CloseCode::Normal, format!("shell exited: {}", exit.code))
         }
         End::Exited(_) => (CloseCode::Normal, "shell exited".to_owned()),
@@ -224,7 +246,8 @@ mod tests {
             r#"{"type":"resize","cols":120,"rows":40}"#,
             r#" { "rows":40, "cols":120, "type":"resize", "more":1 } "#,
         ] {
-            assert_eq!(resize(text), Some(size), "{text}");
+            let control: Control = serde_json::from_str(text).expect(text);
+            assert_eq!(control, Control::Resize(size));
         }
         for text in [
             "",
@@ -239,7 +262,7 @@ mod tests {
             r#"{"type":"other","cols":120,"rows":40}"#,
             r#"["resize",120,40]"#,
         ] {
-            assert_eq!(resize(text), None, "{text}");
+            assert!(serde_json::from_str::<Control>(text).is_err(), "{text}");
         }
     }
 
@@ -250,7 +273,11 @@ mod tests {
             timed_out: false,
         };
         let reason = |exit_code| {
-            let frame = close_frame(&End::Exited(exit), exit_code).expect("a frame");
+            let manners = Manners {
+                terminal: true,
+                exit_code,
+            };
+            let frame = close_frame(&End::Exited(exit), manners).expect("a frame");
             assert_eq!(frame.code, CloseCode::Normal);
             frame.reason.to_string()
         };

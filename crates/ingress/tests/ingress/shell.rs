@@ -75,7 +75,7 @@ async fn a_session_is_as_on_aws() {
     let fixture = Fixture::new().await;
     for path in ["/", "/shell", "/any/thing?session=1"] {
         let (mut client, mut shell) = open(&fixture, path).await;
-        assert_eq!(shell.spec.size, TerminalSize::default());
+        assert_eq!(shell.spec.terminal, Some(TerminalSize::default()));
         assert_eq!(shell.spec.command, None);
         shell.send(FrameKind::Stdout, "λ $ ".as_bytes()).await;
         let shown = next(&mut client).await;
@@ -87,6 +87,7 @@ async fn a_session_is_as_on_aws() {
             Message::binary(b"\x03\xff".to_vec()),
             Message::text(r#"{"type":"resize","cols":120}"#),
             Message::text(r#"{"type":"other"}"#),
+            Message::text(r#"{"type":"eof"}"#),
         ];
         for message in typed.clone() {
             say(&mut client, message).await;
@@ -116,10 +117,33 @@ async fn a_client_that_asks_learns_the_exit_code_and_names_command_and_size() {
         cols: 132,
         rows: 43,
     };
-    assert_eq!(shell.spec.size, size);
+    assert_eq!(shell.spec.terminal, Some(size));
     shell.send(FrameKind::Exit, br#"{"code":137}"#).await;
     let end = closed(&mut client).await;
     assert_eq!(end, (1000, "shell exited: 137".to_owned()));
+}
+
+#[tokio::test]
+async fn without_a_terminal_input_ends_and_errors_come_apart() {
+    let fixture = Fixture::new().await;
+    let (mut client, mut shell) = open(&fixture, "/?dormouse-terminal=false").await;
+    assert_eq!(shell.spec.terminal, None);
+    say(&mut client, Message::binary(vec![4])).await;
+    say(&mut client, Message::text(r#"{"type":"eof"}"#)).await;
+    assert_eq!(shell.frame().await, Some((FrameKind::Stdin, vec![4])));
+    assert_eq!(shell.frame().await, Some((FrameKind::Stdin, vec![])));
+    shell.send(FrameKind::Stderr, b"oops").await;
+    shell.send(FrameKind::Stdout, b"fine").await;
+    for message in [
+        Message::text(r#"{"type":"stderr"}"#),
+        Message::binary(b"oops".to_vec()),
+        Message::binary(b"fine".to_vec()),
+    ] {
+        assert_eq!(next(&mut client).await, message);
+    }
+    shell.send(FrameKind::Exit, br#"{"code":0}"#).await;
+    let end = closed(&mut client).await;
+    assert_eq!(end, (1000, "shell exited".to_owned()));
 }
 
 #[tokio::test]

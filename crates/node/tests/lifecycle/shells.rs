@@ -25,7 +25,7 @@ struct Shell {
 impl Shell {
     async fn open(daemon: &Daemon, vm: &Record, command: Option<&str>) -> Result<Self, OpenError> {
         let spec = ShellSpec {
-            size: TerminalSize { cols: 80, rows: 24 },
+            terminal: Some(TerminalSize { cols: 80, rows: 24 }),
             command: command.map(str::to_owned),
         };
         let stream = daemon.node.shell(&vm.endpoint, &spec).await?;

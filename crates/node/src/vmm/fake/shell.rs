@@ -19,8 +19,10 @@ pub(super) async fn serve(
 ) {
     let session = async {
         let code = match &spec.command {
-            Some(command) => execute(guest, command, spec.size, &mut host).await?,
-            None => read_lines(guest, spec.size, &mut host).await?,
+            Some(command) => {
+                execute(guest, command, spec.terminal.unwrap_or_default(), &mut host).await?
+            }
+            None => read_lines(guest, spec.terminal.unwrap_or_default(), &mut host).await?,
         };
         let exit = Exit {
             code,
