@@ -13,6 +13,7 @@
 //!
 //! The crate knows neither the store nor the VMM: it sees MicroVMs only through [`Upstreams`].
 
+mod app_tls;
 mod authority;
 mod file;
 mod frames;
@@ -133,6 +134,7 @@ pub struct Ingress {
     tls: Arc<rustls::ServerConfig>,
     keys: Arc<TokenKeys>,
     upstreams: Arc<dyn Upstreams>,
+    app_tls: Arc<app_tls::AppTls>,
 }
 
 impl Ingress {
@@ -149,6 +151,7 @@ impl Ingress {
             tls,
             keys,
             upstreams,
+            app_tls: Arc::new(app_tls::AppTls::new()),
         }
     }
 }

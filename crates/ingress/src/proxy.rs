@@ -14,6 +14,7 @@ use hyper::upgrade::OnUpgrade;
 use tokio::sync::OwnedSemaphorePermit;
 use uuid::Uuid;
 
+use crate::app_tls::Reopen;
 use crate::headers;
 use crate::refusal::Refusal;
 use crate::request::{Admitted, Gate, Route};
@@ -70,17 +71,36 @@ impl Client {
             .open(&route.endpoint, route.port)
             .await
             .map_err(|error| unopened(error, &route, id))?;
+        let stream = self
+            .ingress
+            .app_tls
+            .settle(stream, &route, self.reopen(&route))
+            .await
+            .map_err(|error| unanswered(&error, &route, id))?;
         let client = parts.extensions.remove::<OnUpgrade>();
         let forwarded = for_app(parts, body, &route, id);
         let response = upstream::exchange(stream, route.protocol, forwarded, &self.tasks)
             .await
-            .map_err(|error| unanswered(&error, &route, id))?;
+            .map_err(|error| {
+                if error.is_user() {
+                    // The body that we hand on comes from the client: if it breaks, the app is not to blame.
+                    return Refusal::BadBody;
+                }
+                unanswered(&error, &route, id)
+            })?;
         match (route.ask, client) {
             (Some(ask), Some(client)) if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
                 Ok(self.switch(response, &ask, client, route.marker))
             }
             (ask, _) => unswitched(response, ask.as_ref()),
         }
+    }
+
+    /// The way to the same port once more.
+    fn reopen(&self, route: &Route) -> Reopen {
+        let upstreams = Arc::clone(&self.ingress.upstreams);
+        let (endpoint, port) = (route.endpoint.clone(), route.port);
+        Box::new(move || Box::pin(async move { upstreams.open(&endpoint, port).await }))
     }
 
     /// Hands the head of the app's 101 on and joins the two connections.
@@ -188,11 +208,7 @@ fn unopened(error: OpenError, route: &Route, id: &HeaderValue) -> Refusal {
     }
 }
 
-fn unanswered(error: &hyper::Error, route: &Route, id: &HeaderValue) -> Refusal {
-    // The body that we hand on comes from the client: if it breaks, the app is not to blame.
-    if error.is_user() {
-        return Refusal::BadBody;
-    }
+fn unanswered(error: &dyn std::error::Error, route: &Route, id: &HeaderValue) -> Refusal {
     let Route { endpoint, port, .. } = route;
     tracing::info!(request_id = ?id, %endpoint, port, %error, "no answer from the app");
     Refusal::Unreachable

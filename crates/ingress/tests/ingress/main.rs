@@ -1,6 +1,7 @@
 //! The ingress as clients meet it: real TLS over loopback, HTTP/1.1 and HTTP/2, hostile and kind.
 //! The app side is a tunnel whose other end the test holds.
 
+mod app_tls;
 mod client;
 mod details;
 mod fixture;
