@@ -231,6 +231,14 @@ pub const INITRAMFS_FILE_BYTES_MAX: u64 = 256 << 20;
 pub const AGENT_REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 /// Largest answer of the agent to a plain request, in bytes.
 pub const AGENT_BODY_BYTES_MAX: usize = 2 << 20;
+/// Shells that may be open in one MicroVM at once.
+pub const SHELLS_MAX: usize = 32;
+/// What a shell started gets this long to end by itself once its client has hung up.
+pub const SHELL_HANG_UP_GRACE: Duration = Duration::from_secs(1);
+/// Longest message that a shell's client may send, in bytes.
+pub const SHELL_MESSAGE_BYTES_MAX: usize = 1 << 20;
+/// A shell's client that sends nothing is pinged this often, so that nothing on the way forgets it.
+pub const SHELL_PING_INTERVAL: Duration = Duration::from_secs(30);
 /// Bytes of the app's output that the agent keeps for the host to fetch.
 pub const AGENT_LOG_BYTES: usize = 1 << 20;
 

@@ -11,7 +11,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
-use dormouse_core::limits;
+use dormouse_core::{EndpointId, limits};
 use http::request::Parts;
 use http::{HeaderMap, Method, StatusCode, Version};
 use http_body::{Body, Frame, SizeHint};
@@ -23,7 +23,6 @@ use crate::Visit;
 use crate::connections::Busy;
 use crate::metrics::Sums;
 use crate::refusal::Refusal;
-use crate::request::Route;
 use crate::traffic::{Turn, Vm};
 
 /// The target of the access log's lines.
@@ -56,7 +55,8 @@ pub(crate) struct Exchange {
 /// Where an exchange goes, once it is admitted.
 struct Destination {
     endpoint: String,
-    port: u16,
+    /// None for a shell.
+    port: Option<u16>,
     vm: Option<Arc<Vm>>,
     turn: OnceLock<Turn>,
 }
@@ -86,10 +86,10 @@ impl Exchange {
     }
 
     /// The token lets it pass, to a MicroVM if there is one.
-    pub(crate) fn admitted(&self, route: &Route, vm: Option<Arc<Vm>>) {
+    pub(crate) fn admitted(&self, endpoint: &EndpointId, port: Option<u16>, vm: Option<Arc<Vm>>) {
         let destination = Destination {
-            endpoint: route.endpoint.to_string(),
-            port: route.port,
+            endpoint: endpoint.to_string(),
+            port,
             vm,
             turn: OnceLock::new(),
         };
@@ -194,7 +194,7 @@ impl Drop for Exchange {
             trace_id = self.trace_id,
             endpoint = to.map(|to| to.endpoint.as_str()),
             microvm = to.and_then(|to| to.vm.as_ref()).map(|vm| vm.microvm.as_str()),
-            port = to.map(|to| to.port),
+            port = to.and_then(|to| to.port),
             protocol = protocol(self.version),
             method = self.method.as_str(),
             path = self.path,

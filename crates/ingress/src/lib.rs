@@ -30,6 +30,7 @@ mod rate;
 mod refusal;
 mod request;
 mod request_body;
+mod shell;
 mod switch;
 mod tasks;
 mod token;
@@ -43,6 +44,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use dormouse_core::guest::ShellSpec;
 use dormouse_core::{EndpointId, MicrovmId, limits};
 use tokio::io::{AsyncRead, AsyncWrite};
 
@@ -103,9 +105,13 @@ pub trait Visit: Send + Sync {
     /// tunnel that breaks is a read error, so that half a response is never taken for a whole one. Dropping
     /// the stream closes the tunnel.
     async fn connect(&self, port: u16) -> Result<Box<dyn Stream>, OpenError>;
+
+    /// Opens a shell in the MicroVM. The stream carries frames of the guest protocol, both ways; dropping it
+    /// hangs up.
+    async fn shell(&self, spec: &ShellSpec) -> Result<Box<dyn Stream>, OpenError>;
 }
 
-/// Why there is no tunnel. The client sees 502 for all but [`OpenError::Overloaded`].
+/// Why there is no tunnel, or no shell. The client sees 502 for all but the last three.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum OpenError {
     /// The MicroVM has ended, or there is none behind this endpoint.
@@ -126,6 +132,12 @@ pub enum OpenError {
     /// Too many requests wait already.
     #[error("too many requests wait for the MicroVM")]
     Overloaded,
+    /// The MicroVM has no shell that could start.
+    #[error("no shell starts in the MicroVM")]
+    NoShell,
+    /// The MicroVM's image was built before there were shells.
+    #[error("the MicroVM's image was built before there were shells")]
+    AgentTooOld,
 }
 
 /// What an [`Ingress`] can be told; [`Config::new`] fills in the limits of the product.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use bytes::Bytes;
-use dormouse_core::Timestamp;
+use dormouse_core::{EndpointId, Timestamp};
 use http::request::Parts;
 use http::uri::PathAndQuery;
 use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, header};
@@ -17,7 +17,7 @@ use crate::connections::Seat;
 use crate::exchange::{Exchange, Measured};
 use crate::headers;
 use crate::refusal::Refusal;
-use crate::request::{Gate, Route};
+use crate::request::{Admitted, Gate, Route};
 use crate::request_body::RequestBody;
 use crate::switch::{self, Ask};
 use crate::tasks::Tasks;
@@ -74,8 +74,13 @@ impl Client {
             Arc::clone(exchange),
             self.ingress.config.body_timeout,
         );
-        let route = self.gate().admit(&parts)?;
-        let passage = self.turn(&route, exchange).await?;
+        let route = match self.gate().admit(&parts)? {
+            Admitted::App(route) => route,
+            Admitted::Shell(route) => return self.shell(&route, parts, id, exchange).await,
+        };
+        let passage = self
+            .turn(&route.endpoint, Some(route.port), exchange)
+            .await?;
         let client = parts.extensions.remove::<OnUpgrade>();
         let forwarded = for_app(parts, body, &route, id);
         let response = self
@@ -92,16 +97,21 @@ impl Client {
     }
 
     /// Waits for the request's turn among those of its MicroVM.
-    async fn turn(&self, route: &Route, exchange: &Arc<Exchange>) -> Result<Passage, Refusal> {
+    pub(crate) async fn turn(
+        &self,
+        endpoint: &EndpointId,
+        port: Option<u16>,
+        exchange: &Arc<Exchange>,
+    ) -> Result<Passage, Refusal> {
         let Ingress {
             upstreams, traffic, ..
         } = &*self.ingress;
-        let target = upstreams.target(&route.endpoint);
-        let is_live = |endpoint: &_| upstreams.target(endpoint).is_some();
+        let target = upstreams.target(endpoint);
+        let is_live = |endpoint: &EndpointId| upstreams.target(endpoint).is_some();
         let vm = target
             .as_ref()
-            .map(|target| traffic.vm(&route.endpoint, target, is_live));
-        exchange.admitted(route, vm.clone());
+            .map(|target| traffic.vm(endpoint, target, is_live));
+        exchange.admitted(endpoint, port, vm.clone());
         let asleep = target.is_some_and(|target| !target.awake);
         let held = vm.as_ref().filter(|_| asleep).map(|vm| vm.hold());
         if let Some(vm) = &vm {

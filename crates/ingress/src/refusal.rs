@@ -40,17 +40,30 @@ pub(crate) enum Refusal {
     TooFast,
     /// The app gave no answer.
     Unreachable,
+    /// A shell's client does not open a WebSocket as it should.
+    BadHandshake,
+    /// The query that says what a shell is to be makes no sense.
+    BadShell,
+    /// No shell starts in the MicroVM.
+    NoShell,
+    /// The MicroVM's image was built before there were shells.
+    AgentTooOld,
 }
 
 impl Refusal {
     pub(crate) fn status(self) -> StatusCode {
         match self {
-            Self::BadHost | Self::BadBody | Self::BadPort | Self::BadSubprotocol => {
-                StatusCode::BAD_REQUEST
-            }
+            Self::BadHost
+            | Self::BadBody
+            | Self::BadPort
+            | Self::BadSubprotocol
+            | Self::BadHandshake
+            | Self::BadShell => StatusCode::BAD_REQUEST,
             Self::AuthMissing | Self::AuthFailed | Self::PortDenied => StatusCode::FORBIDDEN,
             Self::Connect => StatusCode::METHOD_NOT_ALLOWED,
-            Self::UnknownProtocol => StatusCode::NOT_IMPLEMENTED,
+            Self::UnknownProtocol | Self::NoShell | Self::AgentTooOld => {
+                StatusCode::NOT_IMPLEMENTED
+            }
             Self::Misdirected => StatusCode::MISDIRECTED_REQUEST,
             Self::HeadersTooMany => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             Self::Overloaded | Self::TooMany | Self::TooFast => StatusCode::TOO_MANY_REQUESTS,
@@ -71,6 +84,12 @@ impl Refusal {
             Self::UnknownProtocol => "Protocol not implemented",
             Self::Misdirected => "Misdirected request",
             Self::HeadersTooMany => "Request header fields too large",
+            Self::BadHandshake => "Invalid WebSocket handshake",
+            Self::BadShell => "Invalid shell parameters",
+            Self::NoShell => "No shell starts in this MicroVM",
+            Self::AgentTooOld => {
+                "The image of this MicroVM was built before there were shells: build it again"
+            }
             Self::Overloaded | Self::TooMany | Self::TooFast | Self::Unreachable => "",
         }
     }
@@ -92,6 +111,10 @@ impl Refusal {
             Self::Overloaded => "overloaded",
             Self::TooMany => "too_many_in_flight",
             Self::TooFast => "too_many_a_second",
+            Self::BadHandshake => "bad_handshake",
+            Self::BadShell => "bad_shell",
+            Self::NoShell => "no_shell",
+            Self::AgentTooOld => "agent_too_old",
             Self::Unreachable => "unreachable",
         }
     }

@@ -10,6 +10,7 @@ use http::{HeaderMap, HeaderValue, Version, header};
 
 use crate::headers::{PROXY_AUTH, PROXY_FORCE_H2, PROXY_PORT};
 use crate::refusal::Refusal;
+use crate::shell;
 use crate::switch::Ask;
 use crate::token::{Claims, TokenError, TokenKeys, TokenKind};
 use crate::upstream::Protocol;
@@ -32,6 +33,13 @@ pub(crate) struct Route {
     pub(crate) marker: bool,
 }
 
+/// Where an admitted request goes.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Admitted {
+    App(Route),
+    Shell(shell::ShellRoute),
+}
+
 /// What admission knows besides the request.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Gate<'a> {
@@ -44,7 +52,7 @@ pub(crate) struct Gate<'a> {
 }
 
 impl Gate<'_> {
-    pub(crate) fn admit(&self, request: &Parts) -> Result<Route, Refusal> {
+    pub(crate) fn admit(&self, request: &Parts) -> Result<Admitted, Refusal> {
         if request.headers.len() > limits::HTTP_HEADERS_MAX {
             return Err(Refusal::HeadersTooMany);
         }
@@ -70,21 +78,26 @@ impl Gate<'_> {
         }
         if claims.kind == TokenKind::Shell {
             // It opens no port of the app, and AWS answers a plain request with it like this.
-            return Err(Refusal::Unreachable);
+            let ask = ask.filter(Ask::is_websocket).ok_or(Refusal::Unreachable)?;
+            return Ok(Admitted::Shell(shell::ShellRoute {
+                endpoint,
+                ask,
+                marker: offer.marker,
+            }));
         }
         let port = port(&request.headers, &offer)?;
         if !claims.allow(port) {
             return Err(Refusal::PortDenied);
         }
         let host = HeaderValue::from_str(authority.as_str()).map_err(|_| Refusal::BadHost)?;
-        Ok(Route {
+        Ok(Admitted::App(Route {
             endpoint,
             port,
             host,
             protocol: protocol(request, ask.as_ref()),
             marker: offer.marker,
             ask,
-        })
+        }))
     }
 
     /// What the token grants: the header's, or a browser's, which can send none.
@@ -257,7 +270,10 @@ mod tests {
                 keys: &self.keys,
                 now: Timestamp(NOW_S * 1000),
             };
-            gate.admit(&request.body(()).expect("request").into_parts().0)
+            match gate.admit(&request.body(()).expect("request").into_parts().0)? {
+                Admitted::App(route) => Ok(route),
+                Admitted::Shell(visit) => panic!("{visit:?}"),
+            }
         }
     }
 

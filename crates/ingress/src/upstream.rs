@@ -7,7 +7,8 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use dormouse_core::limits;
+use dormouse_core::guest::ShellSpec;
+use dormouse_core::{EndpointId, limits};
 use http::{Method, Request, Response, Uri, Version, uri};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
@@ -65,10 +66,12 @@ impl Connection {
         tasks: &Tasks,
     ) -> Result<Self, ExchangeError> {
         let port = route.port;
-        let stream = tunnel(&**visit, port, vm).await?;
+        let stream = paced(visit.connect(port).await?, vm);
         let reopen: Reopen = {
             let (visit, vm) = (Arc::clone(visit), vm.cloned());
-            Box::new(move || Box::pin(async move { tunnel(&*visit, port, vm.as_ref()).await }))
+            Box::new(move || {
+                Box::pin(async move { Ok(paced(visit.connect(port).await?, vm.as_ref())) })
+            })
         };
         let stream = app_tls
             .settle(stream, route, reopen)
@@ -133,17 +136,12 @@ impl Connection {
     }
 }
 
-/// A tunnel that goes no faster than the MicroVM's bandwidth.
-async fn tunnel(
-    visit: &dyn Visit,
-    port: u16,
-    vm: Option<&Arc<Vm>>,
-) -> Result<Box<dyn Stream>, OpenError> {
-    let stream = visit.connect(port).await?;
-    Ok(match vm {
+/// The stream, no faster than the MicroVM's bandwidth.
+fn paced(stream: Box<dyn Stream>, vm: Option<&Arc<Vm>>) -> Box<dyn Stream> {
+    match vm {
         Some(vm) => Box::new(Paced::new(stream, Arc::clone(vm))),
         None => stream,
-    })
+    }
 }
 
 /// A request that has its turn.
@@ -196,7 +194,7 @@ impl Upstream {
         let mut failed = ExchangeError::Open(OpenError::WakeFailed);
         // What has seen nothing of the request has done no harm: once more.
         for _ in 0..limits::OPEN_ATTEMPTS {
-            let visit = self.enter(route, &mut passage).await?;
+            let visit = self.enter(&route.endpoint, &mut passage).await?;
             let target = target(route, &*visit);
             let kept = self.pool.take(&target).filter(|_| take_kept);
             let spare = kept.as_ref().and_then(|_| spare(&request));
@@ -229,13 +227,30 @@ impl Upstream {
         Err(failed)
     }
 
+    /// Opens a shell in the MicroVM behind `endpoint`.
+    pub(crate) async fn shell(
+        &self,
+        endpoint: &EndpointId,
+        mut passage: Passage,
+        spec: &ShellSpec,
+    ) -> Result<Box<dyn Stream>, OpenError> {
+        for _ in 0..limits::OPEN_ATTEMPTS {
+            let visit = self.enter(endpoint, &mut passage).await?;
+            match visit.shell(spec).await {
+                Err(OpenError::Gone) => {}
+                shell => return Ok(paced(shell?, passage.vm.as_ref())),
+            }
+        }
+        Err(OpenError::WakeFailed)
+    }
+
     async fn enter(
         &self,
-        route: &Route,
+        endpoint: &EndpointId,
         passage: &mut Passage,
     ) -> Result<Arc<dyn Visit>, OpenError> {
         let exchange = &passage.exchange;
-        let entered = self.upstreams.enter(&route.endpoint);
+        let entered = self.upstreams.enter(endpoint);
         let visit: Arc<dyn Visit> = Arc::from(entered.instrument(exchange.step("wake")).await?);
         exchange.visits(Arc::clone(&visit));
         if std::mem::take(&mut passage.asleep) {

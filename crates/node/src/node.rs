@@ -4,6 +4,7 @@ use crate::driver::{Command, CommandError, Driver, Means};
 use crate::gate::{Gate, GatedStream, Lease, Phase};
 use crate::guest::{Guest, GuestError};
 use crate::vmm::Stream;
+use dormouse_core::guest::ShellSpec;
 use dormouse_core::microvm::{Denied, Event, Record, State};
 use dormouse_core::{EndpointId, MicrovmId, limits};
 use dormouse_store::{Query, StoreError, Versioned};
@@ -70,9 +71,15 @@ pub enum OpenError {
     /// It runs, and yet its agent does not answer.
     #[error("microvm does not answer")]
     Unreachable(#[source] GuestError),
-    /// Too many requests wait for it already.
+    /// Too many requests wait for it already, or too many shells are open.
     #[error("too many requests wait for the microvm")]
     Overloaded,
+    /// No shell can start in it.
+    #[error("no shell starts in the microvm")]
+    NoShell(#[source] GuestError),
+    /// Its image was built before there were shells.
+    #[error("the agent in the microvm's image is older than shells")]
+    AgentTooOld,
 }
 
 impl Node {
@@ -188,6 +195,22 @@ impl Node {
     }
 }
 
+fn no_tunnel(error: GuestError) -> OpenError {
+    match error.refusal() {
+        Some(StatusCode::BAD_GATEWAY) => OpenError::NotListening,
+        _ => OpenError::Unreachable(error),
+    }
+}
+
+fn no_shell(error: GuestError) -> OpenError {
+    match error.refusal() {
+        Some(StatusCode::NOT_FOUND) => OpenError::AgentTooOld,
+        Some(StatusCode::TOO_MANY_REQUESTS) => OpenError::Overloaded,
+        Some(StatusCode::BAD_REQUEST) => OpenError::NoShell(error),
+        _ => OpenError::Unreachable(error),
+    }
+}
+
 impl Vm {
     async fn put(&self, event: Event) -> Result<(), CommandError> {
         let (reply, answer) = oneshot::channel();
@@ -247,18 +270,57 @@ impl Lease {
     /// Opens a stream to `port` of the MicroVM.
     pub async fn connect(&self, port: u16) -> Result<GatedStream<Box<dyn Stream>>, OpenError> {
         let guest = Guest::new(self.machine());
-        let tunnel = tokio::select! {
+        self.open(guest.tunnel(port), no_tunnel).await
+    }
+
+    /// Opens a shell in the MicroVM. The stream carries the guest protocol's frames.
+    pub async fn shell(&self, spec: &ShellSpec) -> Result<GatedStream<Box<dyn Stream>>, OpenError> {
+        let guest = Guest::new(self.machine());
+        self.open(guest.shell(spec), no_shell).await
+    }
+
+    async fn open(
+        &self,
+        opening: impl Future<Output = Result<Box<dyn Stream>, GuestError>>,
+        refused: fn(GuestError) -> OpenError,
+    ) -> Result<GatedStream<Box<dyn Stream>>, OpenError> {
+        tokio::select! {
             biased;
-            () = self.broken() => return Err(OpenError::Gone),
-            tunnel = guest.tunnel(port) => tunnel,
-        };
-        match tunnel {
-            Ok(stream) => Ok(self.watch(stream)),
-            Err(GuestError::Refused {
-                status: StatusCode::BAD_GATEWAY,
-                ..
-            }) => Err(OpenError::NotListening),
-            Err(error) => Err(OpenError::Unreachable(error)),
+            () = self.broken() => Err(OpenError::Gone),
+            stream = opening => Ok(self.watch(stream.map_err(refused)?)),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refused_shell_says_why() {
+        let refused = |status| {
+            no_shell(GuestError::Refused {
+                status,
+                message: String::new(),
+            })
+        };
+        assert!(matches!(
+            refused(StatusCode::NOT_FOUND),
+            OpenError::AgentTooOld
+        ));
+        assert!(matches!(
+            refused(StatusCode::TOO_MANY_REQUESTS),
+            OpenError::Overloaded
+        ));
+        assert!(matches!(
+            refused(StatusCode::BAD_REQUEST),
+            OpenError::NoShell(_)
+        ));
+        assert!(matches!(
+            refused(StatusCode::CONFLICT),
+            OpenError::Unreachable(_)
+        ));
+        let silent = no_shell(GuestError::TimedOut("shell"));
+        assert!(matches!(silent, OpenError::Unreachable(_)));
     }
 }

@@ -6,6 +6,7 @@ mod follow;
 mod image_build;
 mod key;
 mod logs;
+mod shell;
 mod system;
 mod table;
 mod upload;
@@ -76,6 +77,12 @@ enum Command {
         #[arg(long, short)]
         all: bool,
     },
+    /// Open a shell in a microVM, or run a command in it
+    ///
+    /// The shell is root's, in the app's environment. It has a terminal where standard input and output are one;
+    /// else bytes pass as they are, as in: tar c . | dormouse shell ID -- tar x -C /tmp. Its exit status becomes
+    /// ours, or 255 when there was no shell. At the beginning of a line ~. disconnects.
+    Shell(shell::ShellArgs),
     /// End microVMs
     Terminate {
         /// Their ids
@@ -141,6 +148,7 @@ fn dispatch(cli: &Cli) -> Result<ExitCode> {
         Command::Key(command) => key::run(&Config::load(over, &unserved)?, command)?,
         Command::Run(args) => return block_on(vms::run(over, args)),
         Command::Ls { all } => return block_on(vms::list(over, *all)),
+        Command::Shell(args) => return block_on(async { Ok(shell::run(over, args).await) }),
         Command::Terminate { ids } => return block_on(vms::terminate(over, ids)),
         Command::System(command) => return block_on(system::run(over, command)),
         Command::Image(ImageCommand::Build(args)) => {

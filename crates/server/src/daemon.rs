@@ -107,6 +107,11 @@ impl DaemonFile {
     pub(crate) fn api_url(&self) -> String {
         format!("http://{}", reachable(self.api_addr))
     }
+
+    /// Where clients on this machine reach the ingress.
+    pub(crate) fn ingress_reachable(&self) -> SocketAddr {
+        reachable(self.ingress_addr)
+    }
 }
 
 /// Puts a file in its place, whole: readers see the old one or the new one.

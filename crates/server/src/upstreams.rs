@@ -3,6 +3,7 @@
 use crate::config::LimitConfig;
 use async_trait::async_trait;
 use dormouse_core::EndpointId;
+use dormouse_core::guest::ShellSpec;
 use dormouse_ingress::{OpenError, Stream, Target, Upstreams, Visit};
 use dormouse_node::driver::chain;
 use dormouse_node::gate::Lease;
@@ -28,7 +29,11 @@ impl Upstreams for LocalUpstreams {
     }
 
     async fn enter(&self, endpoint: &EndpointId) -> Result<Box<dyn Visit>, OpenError> {
-        let lease = self.node.enter(endpoint).await.map_err(told)?;
+        let lease = self
+            .node
+            .enter(endpoint)
+            .await
+            .map_err(|error| unopened(endpoint, error))?;
         Ok(Box::new(LocalVisit {
             endpoint: endpoint.clone(),
             lease,
@@ -48,26 +53,34 @@ impl Visit for LocalVisit {
     }
 
     async fn connect(&self, port: u16) -> Result<Box<dyn Stream>, OpenError> {
-        match self.lease.connect(port).await {
-            Ok(stream) => Ok(Box::new(stream)),
-            Err(error) => {
-                if let node::OpenError::Unreachable(cause) = &error {
-                    let endpoint = &self.endpoint;
-                    tracing::info!(%endpoint, error = chain(cause), "microvm does not answer");
-                }
-                Err(told(error))
-            }
-        }
+        let opened = self.lease.connect(port).await;
+        let stream = opened.map_err(|error| unopened(&self.endpoint, error))?;
+        Ok(Box::new(stream))
+    }
+
+    async fn shell(&self, spec: &ShellSpec) -> Result<Box<dyn Stream>, OpenError> {
+        let opened = self.lease.shell(spec).await;
+        let stream = opened.map_err(|error| unopened(&self.endpoint, error))?;
+        Ok(Box::new(stream))
     }
 }
 
-fn told(error: node::OpenError) -> OpenError {
+fn unopened(endpoint: &EndpointId, error: node::OpenError) -> OpenError {
     match error {
         node::OpenError::Ended => OpenError::Ended,
         node::OpenError::Asleep => OpenError::Asleep,
         node::OpenError::WakeFailed => OpenError::WakeFailed,
-        node::OpenError::NotListening | node::OpenError::Unreachable(_) => OpenError::NotListening,
-        node::OpenError::Gone => OpenError::Gone,
+        node::OpenError::NotListening => OpenError::NotListening,
         node::OpenError::Overloaded => OpenError::Overloaded,
+        node::OpenError::Gone => OpenError::Gone,
+        node::OpenError::AgentTooOld => OpenError::AgentTooOld,
+        node::OpenError::NoShell(cause) => {
+            tracing::info!(%endpoint, error = chain(&cause), "no shell starts");
+            OpenError::NoShell
+        }
+        node::OpenError::Unreachable(cause) => {
+            tracing::info!(%endpoint, error = chain(&cause), "microvm does not answer");
+            OpenError::NotListening
+        }
     }
 }

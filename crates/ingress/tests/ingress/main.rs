@@ -16,6 +16,7 @@ mod limits;
 mod pooling;
 mod refusals;
 mod routing;
+mod shell;
 mod smuggling;
 mod streaming;
 mod upgrade;

@@ -8,6 +8,7 @@
 mod agent;
 mod app;
 mod guest;
+mod shell;
 
 use super::{
     BootSpec, DeltaFiles, DeltaStats, ExitReason, Instance, RestoreSpec, StateSource, Stream, Vmm,

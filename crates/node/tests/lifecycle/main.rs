@@ -21,4 +21,5 @@ mod journal;
 mod lab;
 mod random;
 mod serving;
+mod shells;
 mod stage;
