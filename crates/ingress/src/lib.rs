@@ -13,16 +13,21 @@
 //!
 //! The crate knows neither the store nor the VMM: it sees MicroVMs only through [`Upstreams`].
 
+mod acme;
 mod authority;
+mod certificate;
 mod file;
 mod headers;
 mod listen;
+mod names;
 mod proxy;
 mod refusal;
 mod request;
 mod request_body;
+mod resolver;
 mod tasks;
 mod token;
+mod token_keys;
 mod tunnel;
 mod upstream;
 
@@ -34,9 +39,14 @@ use async_trait::async_trait;
 use dormouse_core::{EndpointId, limits};
 use tokio::io::{AsyncRead, AsyncWrite};
 
+pub use acme::{Acme, AcmeConfig, Challenges};
 pub use authority::{Authority, AuthorityError};
-pub use listen::serve;
-pub use token::{Claims, PortRange, TokenError, TokenKeys, TokenKeysError, TokenKind};
+pub use certificate::{CertificateError, CertificateFiles, Followed};
+pub use listen::{serve, serve_plain};
+pub use names::{Domains, Names};
+pub use resolver::{Certificates, Given};
+pub use token::{Claims, PortRange, TokenError, TokenKind};
+pub use token_keys::{TokenKeys, TokenKeysError};
 
 /// A raw byte tunnel to one port inside a MicroVM.
 pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
@@ -81,8 +91,8 @@ pub enum OpenError {
 /// What an [`Ingress`] can be told; [`Config::new`] fills in the limits of the product.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// The domain below which each MicroVM has its name: `<endpoint id>.<suffix>`, without a port.
-    pub suffix: String,
+    /// Where each MicroVM has its name: `<endpoint id>.<suffix>`, or a custom domain.
+    pub names: Names,
     /// A client must finish its TLS handshake within this.
     pub handshake_timeout: Duration,
     /// A client must finish sending a request's head within this. An idle HTTP/1 connection is
@@ -99,7 +109,7 @@ impl Config {
     #[must_use]
     pub fn new(suffix: &str) -> Self {
         Self {
-            suffix: suffix.to_ascii_lowercase(),
+            names: Names::new(&[suffix], Arc::default()),
             handshake_timeout: limits::TLS_HANDSHAKE_TIMEOUT,
             head_timeout: limits::HTTP_HEAD_TIMEOUT,
             connections_max: limits::CONNECTIONS_MAX,

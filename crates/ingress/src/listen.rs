@@ -1,4 +1,5 @@
-//! From a listening socket to requests: accepting, the TLS handshake, HTTP by ALPN.
+//! From a listening socket to requests: accepting, the TLS handshake, HTTP by ALPN. Without TLS, the
+//! first bytes tell HTTP/2 from HTTP/1.1.
 
 use std::convert::Infallible;
 use std::io;
@@ -16,12 +17,11 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
-use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 
 use crate::proxy::Client;
 use crate::tasks::Tasks;
-use crate::{Config, Ingress};
+use crate::{Config, Ingress, Stream};
 
 /// Pause after the system refused a connection, for instance for want of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -31,6 +31,27 @@ const KEEPALIVE: Duration = Duration::from_secs(60);
 /// Serves `ingress` on `listener` until `stop`; then takes no more connections, lets the requests
 /// in flight finish for the configured time, and returns when nothing is left.
 pub async fn serve(listener: TcpListener, ingress: Arc<Ingress>, stop: CancellationToken) {
+    serve_over(Transport::Tls, listener, ingress, stop).await;
+}
+
+/// Serves `ingress` as [`serve`] does, to clients that speak HTTP without TLS.
+pub async fn serve_plain(listener: TcpListener, ingress: Arc<Ingress>, stop: CancellationToken) {
+    serve_over(Transport::Plain, listener, ingress, stop).await;
+}
+
+/// What is between TCP and HTTP.
+#[derive(Debug, Clone, Copy)]
+enum Transport {
+    Tls,
+    Plain,
+}
+
+async fn serve_over(
+    transport: Transport,
+    listener: TcpListener,
+    ingress: Arc<Ingress>,
+    stop: CancellationToken,
+) {
     let tasks = Tasks::default();
     let places = Arc::new(Semaphore::new(ingress.config.connections_max));
     while let Some((tcp, place)) = stop
@@ -43,7 +64,7 @@ pub async fn serve(listener: TcpListener, ingress: Arc<Ingress>, stop: Cancellat
             tasks: tasks.clone(),
             place: Arc::new(place),
         };
-        tasks.spawn(connection(tcp, client, stop.clone()));
+        tasks.spawn(connection(transport, tcp, client, stop.clone()));
     }
     drop(listener);
     tasks.finish(ingress.config.drain_timeout).await;
@@ -69,11 +90,22 @@ async fn accept(
     }
 }
 
-async fn connection(tcp: TcpStream, mut client: Client, stop: CancellationToken) {
+async fn connection(transport: Transport, tcp: TcpStream, client: Client, stop: CancellationToken) {
     if let Err(error) = tune(&tcp) {
         tracing::debug!(%error, "a connection ended before its handshake");
         return;
     }
+    match transport {
+        Transport::Tls => secured(tcp, client, stop).await,
+        Transport::Plain => {
+            let protocol = protocol(&client);
+            requests(tcp, protocol, client, stop).await;
+        }
+    }
+}
+
+/// Shakes hands, then serves what was agreed on.
+async fn secured(tcp: TcpStream, mut client: Client, stop: CancellationToken) {
     let acceptor = TlsAcceptor::from(Arc::clone(&client.ingress.tls));
     let handshake = timeout(
         client.ingress.config.handshake_timeout,
@@ -87,8 +119,14 @@ async fn connection(tcp: TcpStream, mut client: Client, stop: CancellationToken)
         }
         Some(Err(_)) | None => return,
     };
-    client.sni = tls.get_ref().1.server_name().map(str::to_owned);
-    requests(tls, client, stop).await;
+    let (_, session) = tls.get_ref();
+    client.sni = session.server_name().map(str::to_owned);
+    let protocol = protocol(&client);
+    let protocol = match session.alpn_protocol() {
+        Some(b"h2") => protocol.http2_only(),
+        _ => protocol.http1_only(),
+    };
+    requests(tls, protocol, client, stop).await;
 }
 
 fn tune(tcp: &TcpStream) -> io::Result<()> {
@@ -99,8 +137,12 @@ fn tune(tcp: &TcpStream) -> io::Result<()> {
 }
 
 /// Serves the requests of one connection until it ends.
-async fn requests(tls: TlsStream<TcpStream>, client: Client, stop: CancellationToken) {
-    let protocol = protocol(&tls, &client);
+async fn requests(
+    stream: impl Stream + 'static,
+    protocol: auto::Builder<Tasks>,
+    client: Client,
+    stop: CancellationToken,
+) {
     let head_timeout = client.ingress.config.head_timeout;
     let client = Arc::new(client);
     let begun = Arc::new(AtomicBool::new(false));
@@ -112,7 +154,8 @@ async fn requests(tls: TlsStream<TcpStream>, client: Client, stop: CancellationT
             async move { Ok::<_, Infallible>(client.answer(request).await) }
         }
     });
-    let mut connection = pin!(protocol.serve_connection_with_upgrades(TokioIo::new(tls), service));
+    let mut connection =
+        pin!(protocol.serve_connection_with_upgrades(TokioIo::new(stream), service));
     let mut first_head = pin!(sleep(head_timeout));
     let (mut waiting, mut stopping) = (true, false);
     loop {
@@ -138,8 +181,8 @@ async fn requests(tls: TlsStream<TcpStream>, client: Client, stop: CancellationT
     }
 }
 
-/// HTTP/1 or HTTP/2, as ALPN settled it, within the product's limits.
-fn protocol(tls: &TlsStream<TcpStream>, client: &Client) -> auto::Builder<Tasks> {
+/// HTTP/1 or HTTP/2, as the client's first bytes have it, within the product's limits.
+fn protocol(client: &Client) -> auto::Builder<Tasks> {
     let Config { head_timeout, .. } = client.ingress.config;
     let mut builder = auto::Builder::new(client.tasks.clone());
     builder
@@ -158,9 +201,5 @@ fn protocol(tls: &TlsStream<TcpStream>, client: &Client) -> auto::Builder<Tasks>
         .max_send_buf_size(limits::H2_SEND_BUFFER_BYTES)
         .keep_alive_interval(limits::H2_PING_INTERVAL)
         .keep_alive_timeout(limits::H2_PING_TIMEOUT);
-    if tls.get_ref().1.alpn_protocol() == Some(b"h2") {
-        builder.http2_only()
-    } else {
-        builder.http1_only()
-    }
+    builder
 }

@@ -15,7 +15,7 @@ import pytest
 import wire_check
 from harness.artifact import zip_folder
 from harness.cloud import Cloud
-from harness.daemon import CACHE, Daemon
+from harness.daemon import CACHE, Daemon, free_port
 
 HERE = Path(__file__).parent
 APPS = HERE.parent / "apps"
@@ -24,7 +24,7 @@ DISK_GIB = 24
 # In this order: those that end the daemon come last.
 MODULES = [
     "test_api", "test_accounts", "test_quotas", "test_bad_artifacts", "test_dockerfile", "test_flow", "test_lost_machine", "test_clones",
-    "test_ingress", "test_isolation", "test_connectors", "test_fuzz_api", "test_cli", "test_proxy", "test_oci", "test_lifecycle", "test_hooks",
+    "test_ingress", "test_names", "test_isolation", "test_connectors", "test_fuzz_api", "test_cli", "test_proxy", "test_oci", "test_lifecycle", "test_hooks",
     "test_resources", "test_disk_full", "test_waiting", "test_tags", "test_images",
     "test_restart",
 ]
@@ -61,9 +61,17 @@ def daemon(home):
     log = CACHE / "e2e.log"
     log.unlink(missing_ok=True)
     config = home / "daemon.toml"
+    plain_port, connect_port = free_port(), free_port()
     # For test_connectors: the network of test_isolation, which is closed to everybody else.
-    config.write_text('[network.subnets]\nsubnet-lan = ["192.168.213.0/24"]\n')
+    config.write_text(f"""[endpoint]
+plain_addr = "127.0.0.1:{plain_port}"
+[connect]
+addr = "127.0.0.1:{connect_port}"
+[network.subnets]
+subnet-lan = ["192.168.213.0/24"]
+""")
     daemon = Daemon(home / "data", log, options=["--config", str(config), "--accel", ACCEL, "--log-format", "json"])
+    daemon.plain_port = plain_port
     namespaces = network_namespaces()
     daemon.start()
     own_namespaces = network_namespaces() - namespaces

@@ -7,6 +7,7 @@ use crate::app::App;
 use crate::builds::Builds;
 use crate::config::{Config, Overrides, S3Source, ServeOverrides};
 use crate::deletions::Deletions;
+use crate::domains::CustomDomains;
 use crate::keys::Keys;
 use crate::objects::Objects;
 use crate::s3;
@@ -174,6 +175,7 @@ impl World {
             Arc::clone(&admission),
         );
         let tokens = TokenKeys::load_or_create(&self.dir.path().join("tokens.jwks")).unwrap();
+        let domains = CustomDomains::open(self.store.clone(), Arc::default()).await?;
         Ok(Lab(Arc::new(App {
             ingress_port: 443,
             store: self.store.clone(),
@@ -182,6 +184,7 @@ impl World {
             deletions: deletions.await?,
             admission,
             throttle: Throttle::new(config.quotas.calls.clone()),
+            domains: Arc::new(domains),
             tokens: Arc::new(tokens),
             pages: PageKey::new(&[7; 32]),
             config,
