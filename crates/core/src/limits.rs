@@ -107,6 +107,28 @@ pub const HTTP_HEADERS_MAX: usize = 128;
 pub const HTTP_HEAD_TIMEOUT: Duration = Duration::from_secs(15);
 /// A client must finish its TLS handshake within this.
 pub const TLS_HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Largest file with a certificate or its key, in bytes.
+pub const CERTIFICATE_BYTES_MAX: u64 = 1 << 20;
+/// How often the files of a given certificate are looked at.
+pub const CERTIFICATE_CHECK: Duration = Duration::from_secs(1);
+/// One request to an ACME server must be answered within this.
+pub const ACME_REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
+/// Largest answer of an ACME server, in bytes.
+pub const ACME_ANSWER_BYTES_MAX: usize = 1 << 20;
+/// One order of a certificate must be through within this, the hook included.
+pub const ACME_TIMEOUT: Duration = Duration::from_secs(900);
+/// The hook must have put a challenge into DNS, or taken it out, within this.
+pub const ACME_HOOK_TIMEOUT: Duration = Duration::from_secs(300);
+/// What is kept of a failed hook's output, in bytes.
+pub const ACME_HOOK_OUTPUT_BYTES_MAX: u64 = 4 << 10;
+/// Pause after the first order that failed; each further pause is twice as long.
+pub const ACME_PAUSE: Duration = Duration::from_secs(60);
+/// Longest pause between two orders that fail.
+pub const ACME_PAUSE_MAX: Duration = Duration::from_secs(6 * 3600);
+/// How often the wall clock is looked at while a certificate is not due yet.
+pub const ACME_CLOCK_CHECK: Duration = Duration::from_secs(3600);
+/// Certificates for custom domains that are kept; beyond it each handshake has one issued.
+pub const DOMAIN_CERTIFICATES_MAX: usize = 10_000;
 /// Most client connections at once on one listener.
 pub const CONNECTIONS_MAX: usize = 10_000;
 
@@ -170,6 +192,21 @@ pub const PACED_CHUNK: Duration = Duration::from_millis(30);
 
 /// Longest life of an endpoint token, in minutes.
 pub const TOKEN_MINUTES_MAX: i32 = 60;
+/// Days that one key signs endpoint tokens, unless configured otherwise.
+pub const TOKEN_ROTATE_DAYS: u32 = 30;
+/// Most days that one key may sign endpoint tokens.
+pub const TOKEN_ROTATE_DAYS_MAX: u32 = 365;
+/// A key that signs no more still opens tokens for this long: the longest life of a token, and some time
+/// for clocks that differ.
+pub const TOKEN_KEY_OVERLAP: Duration = Duration::from_secs((TOKEN_MINUTES_MAX as u64 + 10) * 60);
+/// How often the age of the signing key is looked at.
+pub const TOKEN_KEY_CHECK: Duration = Duration::from_secs(60);
+/// Most keys for endpoint tokens; the oldest goes when there would be more.
+pub const TOKEN_KEYS_MAX: usize = 16;
+/// Custom domains that one MicroVM may have.
+pub const MICROVM_DOMAINS_MAX: usize = 100;
+/// How often custom domains of MicroVMs that have ended are taken back.
+pub const DOMAINS_SWEEP: Duration = Duration::from_secs(5);
 /// Most ports and ranges in one endpoint token: it travels in a header.
 pub const TOKEN_GRANTS_MAX: usize = 100;
 
@@ -331,6 +368,8 @@ pub const SLOT_RULES_CHECK: Duration = Duration::from_secs(5);
 pub const DNS_QUERY_BYTES_MAX: usize = 4096;
 /// DNS queries of one MicroVM that may be in flight at once.
 pub const DNS_IN_FLIGHT_MAX: usize = 64;
+/// TCP connections of the DNS answerer at once.
+pub const DNS_CONNECTIONS_MAX: usize = 64;
 /// A DNS query is given up after this.
 pub const DNS_TIMEOUT: Duration = Duration::from_secs(5);
 

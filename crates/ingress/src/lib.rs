@@ -14,8 +14,10 @@
 //!
 //! The crate knows neither the store nor the VMM: it sees MicroVMs only through [`Upstreams`].
 
+mod acme;
 mod app_tls;
 mod authority;
+mod certificate;
 mod connections;
 mod exchange;
 mod file;
@@ -23,6 +25,7 @@ mod frames;
 mod headers;
 mod listen;
 mod metrics;
+mod names;
 mod pace;
 mod pool;
 mod proxy;
@@ -30,10 +33,12 @@ mod rate;
 mod refusal;
 mod request;
 mod request_body;
+mod resolver;
 mod shell;
 mod switch;
 mod tasks;
 mod token;
+mod token_keys;
 mod traffic;
 mod tunnel;
 mod upstream;
@@ -48,11 +53,16 @@ use dormouse_core::guest::ShellSpec;
 use dormouse_core::{EndpointId, MicrovmId, limits};
 use tokio::io::{AsyncRead, AsyncWrite};
 
+pub use acme::{Acme, AcmeConfig, Challenges};
 pub use authority::{Authority, AuthorityError};
+pub use certificate::{CertificateError, CertificateFiles, Followed};
 pub use exchange::ACCESS_LOG;
-pub use listen::serve;
+pub use listen::{serve, serve_plain};
 pub use metrics::{Metrics, VmMetrics};
-pub use token::{Claims, PortRange, TokenError, TokenKeys, TokenKeysError, TokenKind};
+pub use names::{Domains, Names};
+pub use resolver::{Certificates, Given};
+pub use token::{Claims, PortRange, TokenError, TokenKind};
+pub use token_keys::{TokenKeys, TokenKeysError};
 pub use traffic::VmLimits;
 
 use metrics::Sums;
@@ -143,8 +153,8 @@ pub enum OpenError {
 /// What an [`Ingress`] can be told; [`Config::new`] fills in the limits of the product.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// The domain below which each MicroVM has its name: `<endpoint id>.<suffix>`, without a port.
-    pub suffix: String,
+    /// Where each MicroVM has its name: `<endpoint id>.<suffix>`, or a custom domain.
+    pub names: Names,
     /// A client must finish its TLS handshake within this.
     pub handshake_timeout: Duration,
     /// A client must finish sending a request's head within this. An idle HTTP/1 connection is
@@ -172,7 +182,7 @@ impl Config {
     #[must_use]
     pub fn new(suffix: &str) -> Self {
         Self {
-            suffix: suffix.to_ascii_lowercase(),
+            names: Names::new(&[suffix], Arc::default()),
             handshake_timeout: limits::TLS_HANDSHAKE_TIMEOUT,
             head_timeout: limits::HTTP_HEAD_TIMEOUT,
             idle_timeout: limits::IDLE_CONNECTION_TIMEOUT,

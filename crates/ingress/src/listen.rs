@@ -1,4 +1,5 @@
-//! From a listening socket to requests: accepting, the TLS handshake, HTTP by ALPN.
+//! From a listening socket to requests: accepting, the TLS handshake, HTTP by ALPN. Without TLS, the
+//! first bytes tell HTTP/2 from HTTP/1.1.
 
 use std::convert::Infallible;
 use std::io;
@@ -14,14 +15,13 @@ use rustix::net::sockopt;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
-use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 
 use crate::connections::{Connections, Seat};
 use crate::proxy::Client;
 use crate::tasks::Tasks;
 use crate::upstream::Upstream;
-use crate::{Config, Ingress};
+use crate::{Config, Ingress, Stream};
 
 /// Pause after the system refused a connection, for instance for want of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -31,6 +31,27 @@ const KEEPALIVE: Duration = Duration::from_secs(60);
 /// Serves `ingress` on `listener` until `stop`; then takes no more connections, lets the requests
 /// in flight finish for the configured time, and returns when nothing is left.
 pub async fn serve(listener: TcpListener, ingress: Arc<Ingress>, stop: CancellationToken) {
+    serve_over(Transport::Tls, listener, ingress, stop).await;
+}
+
+/// Serves `ingress` as [`serve`] does, to clients that speak HTTP without TLS.
+pub async fn serve_plain(listener: TcpListener, ingress: Arc<Ingress>, stop: CancellationToken) {
+    serve_over(Transport::Plain, listener, ingress, stop).await;
+}
+
+/// What is between TCP and HTTP.
+#[derive(Debug, Clone, Copy)]
+enum Transport {
+    Tls,
+    Plain,
+}
+
+async fn serve_over(
+    transport: Transport,
+    listener: TcpListener,
+    ingress: Arc<Ingress>,
+    stop: CancellationToken,
+) {
     let tasks = Tasks::default();
     let upstream = Upstream::new(&ingress, tasks.clone());
     let connections = Connections::new(ingress.config.connections_max, Arc::clone(&ingress.sums));
@@ -45,7 +66,7 @@ pub async fn serve(listener: TcpListener, ingress: Arc<Ingress>, stop: Cancellat
             tasks: tasks.clone(),
             seat: Arc::new(seat),
         };
-        tasks.spawn(connection(tcp, client, stop.clone()));
+        tasks.spawn(connection(transport, tcp, client, stop.clone()));
     }
     drop(listener);
     upstream.close();
@@ -65,11 +86,22 @@ async fn accept(listener: &TcpListener, connections: &Arc<Connections>) -> (TcpS
     }
 }
 
-async fn connection(tcp: TcpStream, mut client: Client, stop: CancellationToken) {
+async fn connection(transport: Transport, tcp: TcpStream, client: Client, stop: CancellationToken) {
     if let Err(error) = tune(&tcp) {
         tracing::debug!(%error, "a connection ended before its handshake");
         return;
     }
+    match transport {
+        Transport::Tls => secured(tcp, client, stop).await,
+        Transport::Plain => {
+            let protocol = protocol(&client);
+            requests(tcp, protocol, client, stop).await;
+        }
+    }
+}
+
+/// Shakes hands, then serves what was agreed on.
+async fn secured(tcp: TcpStream, mut client: Client, stop: CancellationToken) {
     let acceptor = TlsAcceptor::from(Arc::clone(&client.ingress.tls));
     let handshake = timeout(
         client.ingress.config.handshake_timeout,
@@ -89,8 +121,14 @@ async fn connection(tcp: TcpStream, mut client: Client, stop: CancellationToken)
         }
         Some(Err(_)) | None => return,
     };
-    client.sni = tls.get_ref().1.server_name().map(str::to_owned);
-    requests(tls, client, stop).await;
+    let (_, session) = tls.get_ref();
+    client.sni = session.server_name().map(str::to_owned);
+    let protocol = protocol(&client);
+    let protocol = match session.alpn_protocol() {
+        Some(b"h2") => protocol.http2_only(),
+        _ => protocol.http1_only(),
+    };
+    requests(tls, protocol, client, stop).await;
 }
 
 fn tune(tcp: &TcpStream) -> io::Result<()> {
@@ -104,8 +142,12 @@ fn tune(tcp: &TcpStream) -> io::Result<()> {
 }
 
 /// Serves the requests of one connection until it ends.
-async fn requests(tls: TlsStream<TcpStream>, client: Client, stop: CancellationToken) {
-    let protocol = protocol(&tls, &client);
+async fn requests(
+    stream: impl Stream + 'static,
+    protocol: auto::Builder<Tasks>,
+    client: Client,
+    stop: CancellationToken,
+) {
     let Config {
         head_timeout,
         idle_timeout,
@@ -117,7 +159,8 @@ async fn requests(tls: TlsStream<TcpStream>, client: Client, stop: CancellationT
         let client = Arc::clone(&client);
         async move { Ok::<_, Infallible>(client.answer(request).await) }
     });
-    let mut connection = pin!(protocol.serve_connection_with_upgrades(TokioIo::new(tls), service));
+    let mut connection =
+        pin!(protocol.serve_connection_with_upgrades(TokioIo::new(stream), service));
     let mut outstayed = pin!(seat.outstayed(head_timeout, idle_timeout));
     let mut leave = pin!(seat.left(limits::SHED_GRACE));
     let (mut staying, mut stopping) = (true, false);
@@ -147,8 +190,8 @@ async fn requests(tls: TlsStream<TcpStream>, client: Client, stop: CancellationT
     }
 }
 
-/// HTTP/1 or HTTP/2, as ALPN settled it, within the product's limits.
-fn protocol(tls: &TlsStream<TcpStream>, client: &Client) -> auto::Builder<Tasks> {
+/// HTTP/1 or HTTP/2, as the client's first bytes have it, within the product's limits.
+fn protocol(client: &Client) -> auto::Builder<Tasks> {
     let Config { head_timeout, .. } = client.ingress.config;
     let mut builder = auto::Builder::new(client.tasks.clone());
     builder
@@ -168,9 +211,5 @@ fn protocol(tls: &TlsStream<TcpStream>, client: &Client) -> auto::Builder<Tasks>
         .max_send_buf_size(limits::H2_SEND_BUFFER_BYTES)
         .keep_alive_interval(limits::H2_PING_INTERVAL)
         .keep_alive_timeout(limits::H2_PING_TIMEOUT);
-    if tls.get_ref().1.alpn_protocol() == Some(b"h2") {
-        builder.http2_only()
-    } else {
-        builder.http1_only()
-    }
+    builder
 }

@@ -160,7 +160,7 @@ impl Client {
             .duration_since(SystemTime::UNIX_EPOCH)
             .unwrap_or_default();
         Gate {
-            suffix: &self.ingress.config.suffix,
+            names: &self.ingress.config.names,
             sni: self.sni.as_deref(),
             keys: &self.ingress.keys,
             now: Timestamp(0).after(since_epoch),

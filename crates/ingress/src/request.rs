@@ -9,10 +9,12 @@ use http::uri::Authority;
 use http::{HeaderMap, HeaderValue, Version, header};
 
 use crate::headers::{PROXY_AUTH, PROXY_FORCE_H2, PROXY_PORT};
+use crate::names::{Names, normal};
 use crate::refusal::Refusal;
 use crate::shell;
 use crate::switch::Ask;
-use crate::token::{Claims, TokenError, TokenKeys, TokenKind};
+use crate::token::{Claims, TokenError, TokenKind};
+use crate::token_keys::TokenKeys;
 use crate::upstream::Protocol;
 use crate::websocket::{Malformed, Offer};
 
@@ -43,8 +45,7 @@ pub(crate) enum Admitted {
 /// What admission knows besides the request.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Gate<'a> {
-    /// The domain below which endpoints are, in lower case.
-    pub(crate) suffix: &'a str,
+    pub(crate) names: &'a Names,
     /// The name in the TLS handshake. A client that connects by address sends none.
     pub(crate) sni: Option<&'a str>,
     pub(crate) keys: &'a TokenKeys,
@@ -72,7 +73,7 @@ impl Gate<'_> {
             _ => Offer::default(),
         };
         let claims = self.claims(&request.headers, &offer)?;
-        let endpoint = self.endpoint(&host).ok_or(Refusal::AuthFailed)?;
+        let endpoint = self.names.endpoint(&host).ok_or(Refusal::AuthFailed)?;
         if claims.endpoint != endpoint {
             return Err(Refusal::AuthFailed);
         }
@@ -115,15 +116,6 @@ impl Gate<'_> {
                     Refusal::AuthFailed
                 }
             })
-    }
-
-    /// The endpoint that `host` names: its first label, where the rest is the suffix.
-    fn endpoint(&self, host: &str) -> Option<EndpointId> {
-        let (label, rest) = host.split_once('.')?;
-        if rest != self.suffix {
-            return None;
-        }
-        EndpointId::parse(label)
     }
 }
 
@@ -206,11 +198,6 @@ fn single<'a>(headers: &'a HeaderMap, name: &str) -> Result<Option<&'a HeaderVal
     Ok(value)
 }
 
-/// Host names compare without case and without the dot of a full name.
-fn normal(host: &str) -> String {
-    host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -265,7 +252,7 @@ mod tests {
                 request = request.header(*name, *value);
             }
             let gate = Gate {
-                suffix: SUFFIX,
+                names: &Names::new(&[SUFFIX], Default::default()),
                 sni,
                 keys: &self.keys,
                 now: Timestamp(NOW_S * 1000),

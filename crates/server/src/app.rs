@@ -4,6 +4,7 @@ use crate::admission::Admission;
 use crate::builds::Builds;
 use crate::config::Config;
 use crate::deletions::Deletions;
+use crate::domains::CustomDomains;
 use crate::throttle::Throttle;
 use dormouse_api::page::PageKey;
 use dormouse_core::{AccountId, EndpointId, ImageArn};
@@ -33,6 +34,8 @@ pub(crate) struct App {
     pub(crate) traffic: Metrics,
     /// Who may call.
     pub(crate) throttle: Throttle,
+    /// Custom domains of MicroVMs.
+    pub(crate) domains: Arc<CustomDomains>,
     /// What endpoint tokens are made with.
     pub(crate) tokens: Arc<TokenKeys>,
     /// What page tokens are signed with.

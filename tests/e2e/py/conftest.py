@@ -24,7 +24,7 @@ DISK_GIB = 24
 # In this order: those that end the daemon come last.
 MODULES = [
     "test_api", "test_accounts", "test_quotas", "test_bad_artifacts", "test_dockerfile", "test_flow", "test_lost_machine", "test_clones",
-    "test_ingress", "test_protocols", "test_limits", "test_isolation", "test_connectors", "test_fuzz_api", "test_cli", "test_shell", "test_proxy", "test_oci", "test_lifecycle", "test_hooks",
+    "test_ingress", "test_protocols", "test_limits", "test_names", "test_isolation", "test_connectors", "test_fuzz_api", "test_cli", "test_shell", "test_proxy", "test_oci", "test_lifecycle", "test_hooks",
     "test_resources", "test_disk_full", "test_waiting", "test_tags", "test_images",
     "test_restart",
 ]
@@ -62,6 +62,10 @@ LIMITED_IN_FLIGHT = 4
 # limits, and none for all other tests.
 CONFIG = f"""
 metrics_addr = "127.0.0.1:{{metrics_port}}"
+[endpoint]
+plain_addr = "127.0.0.1:{{plain_port}}"
+[connect]
+addr = "127.0.0.1:{{connect_port}}"
 [network.subnets]
 subnet-lan = ["192.168.213.0/24"]
 [limits]
@@ -81,10 +85,10 @@ def daemon(home):
     log = CACHE / "e2e.log"
     log.unlink(missing_ok=True)
     config = home / "daemon.toml"
-    metrics_port = free_port()
-    config.write_text(CONFIG.format(metrics_port=metrics_port))
+    ports = {name: free_port() for name in ("metrics_port", "plain_port", "connect_port")}
+    config.write_text(CONFIG.format(**ports))
     daemon = Daemon(home / "data", log, options=["--config", str(config), "--accel", ACCEL, "--log-format", "json"])
-    daemon.metrics_port = metrics_port
+    daemon.metrics_port, daemon.plain_port = ports["metrics_port"], ports["plain_port"]
     namespaces = network_namespaces()
     daemon.start()
     own_namespaces = network_namespaces() - namespaces

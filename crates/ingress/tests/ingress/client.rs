@@ -27,6 +27,16 @@ pub(crate) fn host(endpoint: &str) -> String {
 
 /// A TLS connection that names `server` and offers `alpn`.
 pub(crate) async fn connect(fixture: &Fixture, server: &str, alpn: &str) -> TlsStream<TcpStream> {
+    connect_by(&rustls::version::TLS13, fixture, server, alpn).await
+}
+
+/// The same, by this version of TLS alone.
+pub(crate) async fn connect_by(
+    version: &'static rustls::SupportedProtocolVersion,
+    fixture: &Fixture,
+    server: &str,
+    alpn: &str,
+) -> TlsStream<TcpStream> {
     let mut roots = rustls::RootCertStore::empty();
     let pem = fixture.authority.certificate_pem().as_bytes();
     roots
@@ -34,8 +44,8 @@ pub(crate) async fn connect(fixture: &Fixture, server: &str, alpn: &str) -> TlsS
         .expect("root");
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let mut config = rustls::ClientConfig::builder_with_provider(provider)
-        .with_protocol_versions(&[&rustls::version::TLS13])
-        .expect("TLS 1.3")
+        .with_protocol_versions(&[version])
+        .expect("version")
         .with_root_certificates(roots)
         .with_no_client_auth();
     config.alpn_protocols = vec![alpn.as_bytes().to_vec()];

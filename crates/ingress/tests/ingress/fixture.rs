@@ -286,6 +286,8 @@ impl AsyncWrite for Tunnel {
 
 pub(crate) struct Fixture {
     pub(crate) address: SocketAddr,
+    /// The same ingress without TLS.
+    pub(crate) plain_address: SocketAddr,
     pub(crate) authority: Arc<Authority>,
     pub(crate) keys: Arc<TokenKeys>,
     pub(crate) stub: Arc<Stub>,
@@ -350,14 +352,18 @@ impl Fixture {
         let metrics = ingress.metrics();
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
         let address = listener.local_addr().expect("address");
+        let plain = TcpListener::bind("127.0.0.1:0").await.expect("bind");
+        let plain_address = plain.local_addr().expect("address");
         let stop = CancellationToken::new();
-        let served = tokio::spawn(dormouse_ingress::serve(
-            listener,
-            Arc::new(ingress),
-            stop.clone(),
-        ));
+        let ingress = Arc::new(ingress);
+        let without_tls = dormouse_ingress::serve_plain(plain, Arc::clone(&ingress), stop.clone());
+        let with_tls = dormouse_ingress::serve(listener, ingress, stop.clone());
+        let served = tokio::spawn(async {
+            tokio::join!(with_tls, without_tls);
+        });
         Self {
             address,
+            plain_address,
             authority,
             keys,
             stub,

@@ -43,6 +43,20 @@ fn every_key_has_its_place() {
         [endpoint]
         domain = "vm.example.com"
         port = 443
+        plain_addr = "127.0.0.1:9080"
+        [tls]
+        certificate = "/etc/tls.pem"
+        key = "/etc/tls.key"
+        [tls.domains."app.example.org"]
+        certificate = "/etc/app.pem"
+        key = "/etc/app.key"
+        [tokens]
+        rotate_days = 7
+        [dns]
+        addr = "0.0.0.0:53"
+        addresses = ["192.0.2.1", "2001:db8::1"]
+        [connect]
+        addr = "[::1]:3128"
         [s3]
         endpoint = "https://s3.example.com"
         access_key_id = "AKIA"
@@ -83,6 +97,11 @@ fn every_key_has_its_place() {
     assert_eq!(config.account.as_str(), "123456789012");
     assert_eq!(config.accel, Accel::Tcg);
     assert_eq!(config.builds_at_once, 3);
+    assert_eq!(config.plain_addr.unwrap().to_string(), "127.0.0.1:9080");
+    assert_eq!(config.connect_addr.unwrap().to_string(), "[::1]:3128");
+    assert_eq!(config.dns.as_ref().unwrap().addresses.len(), 2);
+    assert_eq!(config.tls.domains.len(), 1);
+    assert_eq!(config.token_rotation.as_secs(), 7 * 86_400);
     let quotas = &config.quotas;
     assert_eq!((quotas.images, quotas.versions_per_image), (100, 50));
     assert_eq!((quotas.concurrent_builds, quotas.memory_mib), (5, 409_600));
@@ -168,6 +187,48 @@ fn a_mistake_is_named_with_its_remedy() {
         ("region = \"US east\"", "region", "us-east-1"),
         ("[endpoint]\ndomain = \".x\"", "endpoint.domain", "labels"),
         ("[endpoint]\nport = 0", "endpoint.port", "443"),
+        (
+            "[endpoint]\nplain_addr = \"0.0.0.0:80\"",
+            "endpoint.plain_addr",
+            "loopback",
+        ),
+        (
+            "[connect]\naddr = \"192.0.2.1:1\"",
+            "connect.addr",
+            "loopback",
+        ),
+        ("[tls]\ncertificate = \"/x\"", "`tls`", "both"),
+        (
+            "[tls.acme]\ndirectory_url = \"http://x\"",
+            "tls.acme.directory_url",
+            "https://",
+        ),
+        (
+            "[tls.acme]\ndirectory_url = \"https://x\"",
+            "tls.acme.hook",
+            "[dns]",
+        ),
+        (
+            "[tls]\ncertificate = \"/x\"\nkey = \"/x\"\n[tls.acme]\nhook = \"/x\"",
+            "tls.acme",
+            "leave out",
+        ),
+        (
+            "[tls.domains.\"x\"]\ncertificate = \"/x\"\nkey = \"/x\"",
+            "tls.domains",
+            "app.example.com",
+        ),
+        (
+            "[tokens]\nrotate_days = 0",
+            "tokens.rotate_days",
+            "1 to 365",
+        ),
+        ("[dns]\naddresses = [\"192.0.2.1\"]", "dns.addr", "5353"),
+        (
+            "ingress_addr = \"0.0.0.0:1\"\n[dns]\naddr = \"127.0.0.1:5353\"",
+            "dns.addresses",
+            "192.0.2.1",
+        ),
         ("[s3]\nregion = \"us-east-1\"", "`s3`", "access_key_id"),
         ("[s3]\nendpoint = \"ftp://x\"", "s3.endpoint", "https://"),
         (

@@ -7,6 +7,7 @@ use crate::app::App;
 use crate::builds::Builds;
 use crate::config::{Config, Overrides, S3Source, ServeOverrides};
 use crate::deletions::Deletions;
+use crate::domains::CustomDomains;
 use crate::keys::Keys;
 use crate::objects::Objects;
 use crate::s3;
@@ -177,6 +178,7 @@ impl World {
         let tokens = TokenKeys::load_or_create(&self.dir.path().join("tokens.jwks")).unwrap();
         let tokens = Arc::new(tokens);
         let traffic = self.ingress(&config, &node, &tokens).metrics();
+        let domains = CustomDomains::open(self.store.clone(), Arc::default()).await?;
         Ok(Lab(Arc::new(App {
             ingress_port: 443,
             store: self.store.clone(),
@@ -186,6 +188,7 @@ impl World {
             admission,
             traffic,
             throttle: Throttle::new(config.quotas.calls.clone()),
+            domains: Arc::new(domains),
             tokens,
             pages: PageKey::new(&[7; 32]),
             config,
