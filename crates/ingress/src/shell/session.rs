@@ -144,18 +144,18 @@ async fn type_in<C: AsyncRead + AsyncWrite + Unpin>(
     let mut frames = Vec::new();
     while let Some(message) = client.next().await {
         let typed = match message {
-            Ok(Message::Text(text)) => match serde_json::from_str(&text) {
-                Ok(Control::Resize(size)) => {
+            Ok(Message::Text(text)) => match control(&text) {
+                Some(Control::Resize(size)) => {
                     let size = serde_json::to_vec(&size).expect("numbers serialize");
                     put_frame(&mut frames, FrameKind::Resize, &size);
                     Bytes::new()
                 }
-                Ok(Control::Eof) if !manners.terminal => {
+                Some(Control::Eof) if !manners.terminal => {
                     frames.extend(EOF);
                     Bytes::new()
                 }
                 // Anything that is not quite a control message is text to be typed.
-                Ok(Control::Eof) | Err(_) => Bytes::from(text),
+                Some(Control::Eof) | None => Bytes::from(text),
             },
             Ok(Message::Binary(bytes)) => bytes,
             Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_)) => continue,
@@ -180,6 +180,12 @@ async fn type_in<C: AsyncRead + AsyncWrite + Unpin>(
 enum Control {
     Resize(TerminalSize),
     Eof,
+}
+
+fn control(text: &str) -> Option<Control> {
+    // A list would pass for an object with its members in order.
+    let is_object = text.trim_start().starts_with('{');
+    serde_json::from_str(text).ok().filter(|_| is_object)
 }
 
 fn close_frame(end: &End, manners: Manners) -> Option<CloseFrame> {
@@ -246,8 +252,7 @@ mod tests {
             r#"{"type":"resize","cols":120,"rows":40}"#,
             r#" { "rows":40, "cols":120, "type":"resize", "more":1 } "#,
         ] {
-            let control: Control = serde_json::from_str(text).expect(text);
-            assert_eq!(control, Control::Resize(size));
+            assert_eq!(control(text), Some(Control::Resize(size)), "{text}");
         }
         for text in [
             "",
@@ -262,7 +267,7 @@ mod tests {
             r#"{"type":"other","cols":120,"rows":40}"#,
             r#"["resize",120,40]"#,
         ] {
-            assert!(serde_json::from_str::<Control>(text).is_err(), "{text}");
+            assert_eq!(control(text), None, "{text}");
         }
     }
 
