@@ -84,15 +84,14 @@ impl Connections {
 
     /// Asks those that have been idle longest to go.
     fn shed(&self) {
+        // Of those that came in the same moment the one that came first goes first.
         let mut idle: Vec<_> = self
             .open()
-            .values()
-            .filter(|state| state.in_flight.load(Ordering::Relaxed) == 0)
-            .map(|state| {
-                (
-                    state.idle_since_ms.load(Ordering::Relaxed),
-                    Arc::clone(state),
-                )
+            .iter()
+            .filter(|(_, state)| state.in_flight.load(Ordering::Relaxed) == 0)
+            .map(|(id, state)| {
+                let since_ms = state.idle_since_ms.load(Ordering::Relaxed);
+                ((since_ms, *id), Arc::clone(state))
             })
             .collect();
         let count = self.most.div_ceil(SHED_SHARE).min(idle.len());
@@ -100,7 +99,7 @@ impl Connections {
             return;
         }
         tracing::info!(count, "full: idle connections make room");
-        idle.select_nth_unstable_by_key(count - 1, |(since, _)| *since);
+        idle.select_nth_unstable_by_key(count - 1, |(age, _)| *age);
         for (_, state) in &idle[..count] {
             state.shed.cancel();
         }
