@@ -46,7 +46,7 @@ test-kvm: build ## Run the VM tests again on true KVM, in an emulated machine (a
 	@tests/kvm/test.sh
 
 .PHONY: bench
-bench: build ## Measure launch, suspend, resume and memory; writes target/bench.json
+bench: build ## Measure launch, suspend, resume, memory and the proxy; writes target/bench.json
 	@venv=$$(scripts/python-env.sh) && exec "$$venv/bin/python" scripts/bench.py
 
 .PHONY: examples
