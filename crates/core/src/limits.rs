@@ -126,6 +126,8 @@ pub const H2_PING_INTERVAL: Duration = Duration::from_secs(30);
 pub const H2_PING_TIMEOUT: Duration = Duration::from_secs(20);
 /// An unwanted request body is still read for this long, so that its sender gets to see the answer.
 pub const UNREAD_BODY_TIMEOUT: Duration = Duration::from_secs(10);
+/// A WebSocket client that was told to close, because its MicroVM went away, has this long to do so.
+pub const WEBSOCKET_CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Longest life of an endpoint token, in minutes.
 pub const TOKEN_MINUTES_MAX: i32 = 60;

@@ -2,10 +2,15 @@
 //! on their side (RFC 9110, section 7.6.1).
 
 use http::header::{
-    CONNECTION, COOKIE, EXPECT, HOST, HeaderName, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE,
-    TRANSFER_ENCODING, UPGRADE,
+    CONNECTION, CONTENT_LENGTH, COOKIE, EXPECT, HOST, HeaderName, PROXY_AUTHENTICATE,
+    PROXY_AUTHORIZATION, TE, TRANSFER_ENCODING, UPGRADE,
 };
 use http::{HeaderMap, HeaderValue};
+
+use crate::request::Route;
+use crate::switch::Ask;
+use crate::upstream::Protocol;
+use crate::websocket;
 
 /// Carries the endpoint token.
 pub(crate) const PROXY_AUTH: &str = "x-aws-proxy-auth";
@@ -39,37 +44,43 @@ pub(crate) fn upgrade(headers: &HeaderMap) -> Option<HeaderValue> {
 }
 
 /// A request's headers as the app gets them.
-pub(crate) fn for_app(
-    mut headers: HeaderMap,
-    host: HeaderValue,
-    request_id: HeaderValue,
-    upgrade: Option<HeaderValue>,
-) -> HeaderMap {
+pub(crate) fn for_app(mut headers: HeaderMap, route: &Route, request_id: HeaderValue) -> HeaderMap {
     let trailers = tokens(&headers, &TE).any(|token| token.eq_ignore_ascii_case("trailers"));
     strip_hop_by_hop(&mut headers);
-    let platform: Vec<HeaderName> = headers
-        .keys()
-        .filter(|name| name.as_str().starts_with(PROXY_PREFIX))
-        .cloned()
-        .collect();
-    for name in platform {
-        headers.remove(name);
-    }
+    strip_platform(&mut headers);
+    websocket::strip_offer(&mut headers);
     // The server side answers `100 Continue` itself, once the app's connection stands.
     headers.remove(EXPECT);
     join_cookies(&mut headers);
-    headers.insert(HOST, host);
+    headers.insert(HOST, route.host.clone());
     headers.insert(REQUEST_ID, request_id);
-    match upgrade {
-        Some(protocol) => switch(&mut headers, protocol),
-        // Most HTTP/1.1 servers send trailers only to who asks for them.
+    match &route.ask {
+        Some(ask) => {
+            if *ask == Ask::Stream {
+                websocket::to_http1(&mut headers);
+            }
+            switch(&mut headers, ask.protocol());
+        }
+        // Most servers send trailers only to who asks for them.
         None if trailers => {
-            headers.insert(CONNECTION, HeaderValue::from_static("te"));
             headers.insert(TE, HeaderValue::from_static("trailers"));
+            if route.protocol == Protocol::Http1 {
+                headers.insert(CONNECTION, HeaderValue::from_static("te"));
+            }
         }
         None => {}
     }
     headers
+}
+
+/// A request's trailers as the app gets them: an app that merges them into the headers must not be misled.
+pub(crate) fn trailers_for_app(mut trailers: HeaderMap) -> HeaderMap {
+    strip_hop_by_hop(&mut trailers);
+    strip_platform(&mut trailers);
+    for name in [HOST, CONTENT_LENGTH, REQUEST_ID] {
+        trailers.remove(name);
+    }
+    trailers
 }
 
 /// A response's headers as the client gets them.
@@ -100,6 +111,17 @@ fn join_cookies(headers: &mut HeaderMap) {
     }
 }
 
+fn strip_platform(headers: &mut HeaderMap) {
+    let platform: Vec<HeaderName> = headers
+        .keys()
+        .filter(|name| name.as_str().starts_with(PROXY_PREFIX))
+        .cloned()
+        .collect();
+    for name in platform {
+        headers.remove(name);
+    }
+}
+
 fn strip_hop_by_hop(headers: &mut HeaderMap) {
     let listed: Vec<HeaderName> = tokens(headers, &CONNECTION)
         .filter_map(|token| HeaderName::from_bytes(token.as_bytes()).ok())
@@ -123,6 +145,7 @@ fn tokens<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item =
 #[cfg(test)]
 mod tests {
     use super::*;
+    use dormouse_core::EndpointId;
     use expect_test::{Expect, expect};
 
     fn map(headers: &[(&'static str, &'static str)]) -> HeaderMap {
@@ -144,9 +167,23 @@ mod tests {
 
     fn to_app(headers: &[(&'static str, &'static str)]) -> HeaderMap {
         let headers = map(headers);
-        let upgrade = upgrade(&headers);
-        let id = HeaderValue::from_static("id");
-        for_app(headers, HeaderValue::from_static("host"), id, upgrade)
+        let ask = upgrade(&headers).map(Ask::Upgrade);
+        for_app(headers, &route(Protocol::Http1, ask), id())
+    }
+
+    fn id() -> HeaderValue {
+        HeaderValue::from_static("id")
+    }
+
+    fn route(protocol: Protocol, ask: Option<Ask>) -> Route {
+        Route {
+            endpoint: EndpointId::parse("30d00336-db07-f4f5-79c1-8571c22bef9e").expect("endpoint"),
+            port: 8080,
+            host: HeaderValue::from_static("host"),
+            protocol,
+            ask,
+            marker: false,
+        }
     }
 
     #[test]
@@ -236,6 +273,58 @@ mod tests {
                 host: host
                 te: trailers
                 x-amzn-requestid: id
+            "#]],
+        );
+    }
+
+    #[test]
+    fn over_http2_te_is_no_hop_by_hop_header() {
+        let headers = map(&[("te", "trailers")]);
+        check(
+            &for_app(headers, &route(Protocol::H2c, None), id()),
+            &expect![[r#"
+                host: host
+                te: trailers
+                x-amzn-requestid: id
+            "#]],
+        );
+    }
+
+    #[test]
+    fn a_websocket_of_http2_reaches_the_app_as_one_of_http1() {
+        let headers = map(&[
+            ("sec-websocket-version", "13"),
+            ("sec-websocket-protocol", "lambda-microvms, chat"),
+        ]);
+        let mut headers = for_app(headers, &route(Protocol::Http1, Some(Ask::Stream)), id());
+        assert!(headers.remove("sec-websocket-key").is_some());
+        check(
+            &headers,
+            &expect![[r#"
+                connection: upgrade
+                host: host
+                sec-websocket-protocol: chat
+                sec-websocket-version: 13
+                upgrade: websocket
+                x-amzn-requestid: id
+            "#]],
+        );
+    }
+
+    #[test]
+    fn trailers_carry_nothing_that_has_its_place_in_a_head() {
+        let trailers = trailers_for_app(map(&[
+            ("x-sum", "7"),
+            ("x-aws-proxy-auth", "secret"),
+            ("host", "other"),
+            ("content-length", "7"),
+            ("transfer-encoding", "chunked"),
+            ("x-amzn-requestid", "forged"),
+        ]));
+        check(
+            &trailers,
+            &expect![[r#"
+                x-sum: 7
             "#]],
         );
     }

@@ -15,16 +15,19 @@
 
 mod authority;
 mod file;
+mod frames;
 mod headers;
 mod listen;
 mod proxy;
 mod refusal;
 mod request;
 mod request_body;
+mod switch;
 mod tasks;
 mod token;
 mod tunnel;
 mod upstream;
+mod websocket;
 
 use std::fmt;
 use std::sync::Arc;

@@ -151,6 +151,7 @@ fn protocol(tls: &TlsStream<TcpStream>, client: &Client) -> auto::Builder<Tasks>
     builder
         .http2()
         .timer(TokioTimer::new())
+        .enable_connect_protocol()
         .max_concurrent_streams(limits::H2_STREAMS_MAX)
         .initial_stream_window_size(limits::H2_STREAM_WINDOW_BYTES)
         .initial_connection_window_size(limits::H2_CONNECTION_WINDOW_BYTES)

@@ -5,13 +5,12 @@ use std::time::SystemTime;
 
 use bytes::Bytes;
 use dormouse_core::Timestamp;
+use http::request::Parts;
 use http::uri::PathAndQuery;
-use http::{HeaderValue, Request, Response, StatusCode, Uri, Version};
+use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, header};
 use http_body_util::{Either, Full};
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
-use hyper_util::rt::TokioIo;
-use tokio::io::copy_bidirectional;
 use tokio::sync::OwnedSemaphorePermit;
 use uuid::Uuid;
 
@@ -19,8 +18,10 @@ use crate::headers;
 use crate::refusal::Refusal;
 use crate::request::{Gate, Route};
 use crate::request_body::RequestBody;
+use crate::switch::{self, Ask};
 use crate::tasks::Tasks;
 use crate::upstream;
+use crate::websocket;
 use crate::{Ingress, OpenError};
 
 /// The app's body as it comes, or the proxy's own.
@@ -54,11 +55,10 @@ impl Client {
 
     async fn forward(
         &self,
-        mut request: Request<Incoming>,
+        request: Request<Incoming>,
         id: &HeaderValue,
     ) -> Result<Response<ResponseBody>, Refusal> {
-        let switch = Switch::asked(&mut request);
-        let (parts, body) = request.into_parts();
+        let (mut parts, body) = request.into_parts();
         let body = RequestBody::new(&parts, body, &self.tasks);
         let route = self.gate().admit(&parts)?;
         let stream = self
@@ -67,48 +67,49 @@ impl Client {
             .open(&route.endpoint, route.port)
             .await
             .map_err(|error| unopened(error, &route, id))?;
-        let mut forwarded = Request::new(body);
-        *forwarded.method_mut() = parts.method;
-        *forwarded.uri_mut() = origin_form(parts.uri);
-        *forwarded.headers_mut() = headers::for_app(
-            parts.headers,
-            route.host.clone(),
-            id.clone(),
-            switch.as_ref().map(|switch| switch.protocol.clone()),
-        );
+        let client = parts.extensions.remove::<OnUpgrade>();
+        let forwarded = for_app(parts, body, &route, id);
         let response = upstream::exchange(stream, route.protocol, forwarded, &self.tasks)
             .await
             .map_err(|error| unanswered(&error, &route, id))?;
-        self.relay(response, switch)
+        match (route.ask, client) {
+            (Some(ask), Some(client)) if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
+                Ok(self.switch(response, &ask, client, route.marker))
+            }
+            (ask, _) => unswitched(response, ask.as_ref()),
+        }
     }
 
-    /// Hands the app's answer on, its body still streaming; after a 101, joins the two connections.
-    fn relay(
+    /// Hands the head of the app's 101 on and joins the two connections.
+    fn switch(
         &self,
         mut response: Response<Incoming>,
-        switch: Option<Switch>,
-    ) -> Result<Response<ResponseBody>, Refusal> {
-        let mut protocol = None;
-        if response.status() == StatusCode::SWITCHING_PROTOCOLS {
-            // An app that switches unasked would leave the client waiting for its answer.
-            let switch = switch.ok_or(Refusal::Unreachable)?;
-            protocol = headers::upgrade(response.headers()).or(Some(switch.protocol));
-            let app = hyper::upgrade::on(&mut response);
-            let place = Arc::clone(&self.place);
-            self.tasks.spawn(async move {
-                join(switch.client, app).await;
-                drop(place);
-            });
+        ask: &Ask,
+        client: OnUpgrade,
+        marker: bool,
+    ) -> Response<ResponseBody> {
+        let app = hyper::upgrade::on(&mut response);
+        let mut headers = std::mem::take(response.headers_mut());
+        let protocol = headers::upgrade(&headers).unwrap_or_else(|| ask.protocol());
+        let websocket = switch::is_websocket(&protocol);
+        headers.remove(header::CONTENT_LENGTH);
+        if websocket && marker {
+            websocket::select_marker(&mut headers);
         }
-        let (parts, body) = response.into_parts();
-        let body = match protocol {
-            Some(_) => Either::Right(Full::default()),
-            None => Either::Left(body),
-        };
-        let mut relayed = Response::new(body);
-        *relayed.status_mut() = parts.status;
-        *relayed.headers_mut() = headers::for_client(parts.headers, protocol);
-        Ok(relayed)
+        let mut switched = Response::new(Either::Right(Full::default()));
+        if *ask == Ask::Stream {
+            websocket::to_http2(&mut headers);
+            *switched.headers_mut() = headers::for_client(headers, None);
+        } else {
+            *switched.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+            *switched.headers_mut() = headers::for_client(headers, Some(protocol));
+        }
+        let place = Arc::clone(&self.place);
+        self.tasks.spawn(async move {
+            switch::join(client, app, websocket).await;
+            drop(place);
+        });
+        switched
     }
 
     fn gate(&self) -> Gate<'_> {
@@ -124,38 +125,41 @@ impl Client {
     }
 }
 
-/// A client's wish to go on with another protocol on the same connection.
-struct Switch {
-    protocol: HeaderValue,
-    client: OnUpgrade,
-}
-
-impl Switch {
-    fn asked(request: &mut Request<Incoming>) -> Option<Self> {
-        if request.version() != Version::HTTP_11 {
-            return None;
-        }
-        let protocol = headers::upgrade(request.headers())?;
-        Some(Self {
-            protocol,
-            client: hyper::upgrade::on(request),
-        })
-    }
-}
-
-/// Copies between client and app until both have closed, or one has failed.
-async fn join(client: OnUpgrade, app: OnUpgrade) {
-    let (client, app) = match tokio::try_join!(client, app) {
-        Ok(both) => both,
-        Err(error) => {
-            tracing::debug!(%error, "the protocol was not switched");
-            return;
-        }
+/// The request as the app gets it.
+fn for_app(
+    parts: Parts,
+    body: RequestBody,
+    route: &Route,
+    id: &HeaderValue,
+) -> Request<RequestBody> {
+    let mut request = Request::new(body);
+    *request.method_mut() = match route.ask {
+        Some(Ask::Stream) => Method::GET,
+        Some(Ask::Upgrade(_)) | None => parts.method,
     };
-    let (mut client, mut app) = (TokioIo::new(client), TokioIo::new(app));
-    if let Err(error) = copy_bidirectional(&mut client, &mut app).await {
-        tracing::debug!(%error, "a switched connection broke");
+    *request.uri_mut() = origin_form(parts.uri);
+    *request.headers_mut() = headers::for_app(parts.headers, route, id.clone());
+    request
+}
+
+/// Hands the app's answer on, its body still streaming.
+fn unswitched(
+    response: Response<Incoming>,
+    ask: Option<&Ask>,
+) -> Result<Response<ResponseBody>, Refusal> {
+    let status = response.status();
+    // An app that switches unasked would leave the client waiting for its answer, and success is what tells an
+    // HTTP/2 client that its WebSocket stands.
+    if status == StatusCode::SWITCHING_PROTOCOLS
+        || (ask == Some(&Ask::Stream) && status.is_success())
+    {
+        return Err(Refusal::Unreachable);
     }
+    let (parts, body) = response.into_parts();
+    let mut relayed = Response::new(Either::Left(body));
+    *relayed.status_mut() = status;
+    *relayed.headers_mut() = headers::for_client(parts.headers, None);
+    Ok(relayed)
 }
 
 /// The target as an origin gets it: path and query. `OPTIONS *` stays as it is.

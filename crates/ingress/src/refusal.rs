@@ -14,8 +14,10 @@ pub(crate) enum Refusal {
     BadHost,
     /// The request's body broke off or is not framed as it should be.
     BadBody,
-    /// `X-aws-proxy-port` is not a port.
+    /// `X-aws-proxy-port`, or the subprotocol that stands for it, is not a port.
     BadPort,
+    /// The WebSocket's subprotocols are no list, or name one of the platform's twice.
+    BadSubprotocol,
     /// No token, or nothing that looks like one.
     AuthMissing,
     /// A token that does not open this endpoint, or no longer.
@@ -24,6 +26,8 @@ pub(crate) enum Refusal {
     PortDenied,
     /// `CONNECT`: the endpoint is an origin, not a forward proxy.
     Connect,
+    /// An extended `CONNECT` to something else than a WebSocket.
+    UnknownProtocol,
     /// The TLS handshake named another host than the request.
     Misdirected,
     /// More headers than allowed.
@@ -37,9 +41,12 @@ pub(crate) enum Refusal {
 impl Refusal {
     pub(crate) fn status(self) -> StatusCode {
         match self {
-            Self::BadHost | Self::BadBody | Self::BadPort => StatusCode::BAD_REQUEST,
+            Self::BadHost | Self::BadBody | Self::BadPort | Self::BadSubprotocol => {
+                StatusCode::BAD_REQUEST
+            }
             Self::AuthMissing | Self::AuthFailed | Self::PortDenied => StatusCode::FORBIDDEN,
             Self::Connect => StatusCode::METHOD_NOT_ALLOWED,
+            Self::UnknownProtocol => StatusCode::NOT_IMPLEMENTED,
             Self::Misdirected => StatusCode::MISDIRECTED_REQUEST,
             Self::HeadersTooMany => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             Self::Overloaded => StatusCode::TOO_MANY_REQUESTS,
@@ -52,10 +59,12 @@ impl Refusal {
             Self::BadHost => "Invalid host",
             Self::BadBody => "Invalid request body",
             Self::BadPort => "Invalid X-aws-proxy-port",
+            Self::BadSubprotocol => "Invalid Sec-WebSocket-Protocol",
             Self::AuthMissing => "Request missing authentication",
             Self::AuthFailed => "Token authentication failed",
             Self::PortDenied => "Access to port denied",
             Self::Connect => "Method not allowed",
+            Self::UnknownProtocol => "Protocol not implemented",
             Self::Misdirected => "Misdirected request",
             Self::HeadersTooMany => "Request header fields too large",
             Self::Overloaded | Self::Unreachable => "",

@@ -6,12 +6,14 @@
 use dormouse_core::{EndpointId, Timestamp, limits};
 use http::request::Parts;
 use http::uri::Authority;
-use http::{HeaderMap, HeaderValue, Method, Version, header};
+use http::{HeaderMap, HeaderValue, Version, header};
 
 use crate::headers::{PROXY_AUTH, PROXY_FORCE_H2, PROXY_PORT};
 use crate::refusal::Refusal;
+use crate::switch::Ask;
 use crate::token::{Claims, TokenError, TokenKeys, TokenKind};
 use crate::upstream::Protocol;
+use crate::websocket::{Malformed, Offer};
 
 /// The port of a request that names none.
 const PORT_DEFAULT: u16 = 8080;
@@ -24,6 +26,10 @@ pub(crate) struct Route {
     /// The client's host, as it sent it.
     pub(crate) host: HeaderValue,
     pub(crate) protocol: Protocol,
+    /// The other protocol that the client wants to go on with.
+    pub(crate) ask: Option<Ask>,
+    /// Whether the client offers the platform's marker as a subprotocol.
+    pub(crate) marker: bool,
 }
 
 /// What admission knows besides the request.
@@ -42,9 +48,7 @@ impl Gate<'_> {
         if request.headers.len() > limits::HTTP_HEADERS_MAX {
             return Err(Refusal::HeadersTooMany);
         }
-        if request.method == Method::CONNECT {
-            return Err(Refusal::Connect);
-        }
+        let ask = Ask::of(request)?;
         if !plainly_framed(&request.headers) {
             return Err(Refusal::BadBody);
         }
@@ -53,7 +57,13 @@ impl Gate<'_> {
         if self.sni.is_some_and(|sni| normal(sni) != host) {
             return Err(Refusal::Misdirected);
         }
-        let claims = self.claims(&request.headers)?;
+        let offer = match &ask {
+            Some(ask) if ask.is_websocket() => {
+                Offer::read(&request.headers).map_err(|Malformed| Refusal::BadSubprotocol)?
+            }
+            _ => Offer::default(),
+        };
+        let claims = self.claims(&request.headers, &offer)?;
         let endpoint = self.endpoint(&host).ok_or(Refusal::AuthFailed)?;
         if claims.endpoint != endpoint {
             return Err(Refusal::AuthFailed);
@@ -62,7 +72,7 @@ impl Gate<'_> {
             // It opens no port of the app, and AWS answers a plain request with it like this.
             return Err(Refusal::Unreachable);
         }
-        let port = port(&request.headers)?;
+        let port = port(&request.headers, &offer)?;
         if !claims.allow(port) {
             return Err(Refusal::PortDenied);
         }
@@ -71,16 +81,19 @@ impl Gate<'_> {
             endpoint,
             port,
             host,
-            protocol: protocol(request),
+            protocol: protocol(request, ask.as_ref()),
+            marker: offer.marker,
+            ask,
         })
     }
 
-    fn claims(&self, headers: &HeaderMap) -> Result<Claims, Refusal> {
-        let token = single(headers, PROXY_AUTH)
-            .ok()
-            .flatten()
-            .and_then(|value| value.to_str().ok())
-            .ok_or(Refusal::AuthMissing)?;
+    /// What the token grants: the header's, or a browser's, which can send none.
+    fn claims(&self, headers: &HeaderMap, offer: &Offer<'_>) -> Result<Claims, Refusal> {
+        let token = match single(headers, PROXY_AUTH).map_err(|Repeated| Refusal::AuthMissing)? {
+            Some(value) => value.to_str().ok(),
+            None => offer.token(),
+        };
+        let token = token.ok_or(Refusal::AuthMissing)?;
         self.keys
             .open(token, self.now)
             .map_err(|error| match error {
@@ -121,11 +134,12 @@ fn authority(request: &Parts) -> Result<Authority, Refusal> {
     Ok(authority)
 }
 
-fn port(headers: &HeaderMap) -> Result<u16, Refusal> {
-    let Some(value) = single(headers, PROXY_PORT).map_err(|Repeated| Refusal::BadPort)? else {
+fn port(headers: &HeaderMap, offer: &Offer<'_>) -> Result<u16, Refusal> {
+    let header = single(headers, PROXY_PORT).map_err(|Repeated| Refusal::BadPort)?;
+    let header = header.map(HeaderValue::to_str).transpose();
+    let Some(text) = header.map_err(|_| Refusal::BadPort)?.or(offer.port) else {
         return Ok(PORT_DEFAULT);
     };
-    let text = value.to_str().map_err(|_| Refusal::BadPort)?;
     // `parse` takes a plus sign, too.
     if !text.bytes().all(|byte| byte.is_ascii_digit()) {
         return Err(Refusal::BadPort);
@@ -147,8 +161,9 @@ fn plainly_framed(headers: &HeaderMap) -> bool {
     }
 }
 
-/// What the app speaks: HTTP/1.1, unless the client says otherwise. gRPC is HTTP/2 on both sides.
-fn protocol(request: &Parts) -> Protocol {
+/// What the app speaks: HTTP/1.1, unless the client says otherwise. gRPC is HTTP/2 on both sides, and only
+/// HTTP/1.1 switches to another protocol.
+fn protocol(request: &Parts, ask: Option<&Ask>) -> Protocol {
     let is = |name, test: fn(&[u8]) -> bool| {
         let value = request.headers.get(name).map(HeaderValue::as_bytes);
         value.is_some_and(test)
@@ -158,7 +173,7 @@ fn protocol(request: &Parts) -> Protocol {
             value.starts_with(b"application/grpc")
         });
     let forced = is(PROXY_FORCE_H2, |value| value.eq_ignore_ascii_case(b"true"));
-    if grpc || forced {
+    if ask.is_none() && (grpc || forced) {
         Protocol::H2c
     } else {
         Protocol::Http1

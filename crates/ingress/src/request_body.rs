@@ -12,6 +12,7 @@ use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use tokio::time::timeout;
 
+use crate::headers;
 use crate::tasks::Tasks;
 
 /// The client's body, with an end that is kind to clients.
@@ -54,7 +55,7 @@ impl Body for RequestBody {
         if matches!(polled, Poll::Ready(None | Some(Err(_)))) {
             self.incoming = None;
         }
-        polled
+        polled.map_ok(without_platform)
     }
 
     fn is_end_stream(&self) -> bool {
@@ -77,6 +78,14 @@ impl Drop for RequestBody {
             let discarded = timeout(limits::UNREAD_BODY_TIMEOUT, discard(incoming));
             self.tasks.spawn(discarded);
         }
+    }
+}
+
+/// Trailers are headers, too.
+fn without_platform(frame: Frame<Bytes>) -> Frame<Bytes> {
+    match frame.into_trailers() {
+        Ok(trailers) => Frame::trailers(headers::trailers_for_app(trailers)),
+        Err(frame) => frame,
     }
 }
 

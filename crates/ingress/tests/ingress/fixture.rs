@@ -2,9 +2,9 @@
 
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::{Duration, SystemTime};
 use std::{fmt, io};
 
@@ -47,9 +47,16 @@ pub(crate) struct App {
     pub(crate) endpoint: EndpointId,
     pub(crate) port: u16,
     pub(crate) stream: DuplexStream,
+    /// Whether the tunnel ends with an error.
+    broken: Arc<AtomicBool>,
 }
 
 impl App {
+    /// Breaks the tunnel off, as the end of its MicroVM does.
+    pub(crate) fn vanish(self) {
+        self.broken.store(true, Ordering::SeqCst);
+    }
+
     /// Reads up to the end of a request's head.
     pub(crate) async fn head(&mut self) -> String {
         read_until(&mut self.stream, "\r\n\r\n").await
@@ -104,13 +111,15 @@ impl Upstreams for Stub {
             return Err(error);
         }
         let (near, far) = tokio::io::duplex(64 << 10);
+        let broken = Arc::new(AtomicBool::new(false));
         let app = App {
             endpoint: endpoint.clone(),
             port,
             stream: far,
+            broken: Arc::clone(&broken),
         };
         self.apps.send(app).map_err(|_| OpenError::Ended)?;
-        Ok(Box::new(Tunnel::new(near, Arc::clone(&self.live))))
+        Ok(Box::new(Tunnel::new(near, broken, Arc::clone(&self.live))))
     }
 }
 
@@ -134,13 +143,14 @@ impl Drop for Counted<'_> {
 
 struct Tunnel {
     near: DuplexStream,
+    broken: Arc<AtomicBool>,
     live: Arc<AtomicUsize>,
 }
 
 impl Tunnel {
-    fn new(near: DuplexStream, live: Arc<AtomicUsize>) -> Self {
+    fn new(near: DuplexStream, broken: Arc<AtomicBool>, live: Arc<AtomicUsize>) -> Self {
         live.fetch_add(1, Ordering::SeqCst);
-        Self { near, live }
+        Self { near, broken, live }
     }
 }
 
@@ -156,7 +166,12 @@ impl AsyncRead for Tunnel {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.near).poll_read(context, buffer)
+        let begin = buffer.filled().len();
+        ready!(Pin::new(&mut self.near).poll_read(context, buffer))?;
+        if buffer.filled().len() == begin && self.broken.load(Ordering::SeqCst) {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
+        }
+        Poll::Ready(Ok(()))
     }
 }
 
@@ -256,6 +271,12 @@ impl Fixture {
     pub(crate) async fn app(&self) -> App {
         let mut apps = self.apps.lock().await;
         soon(apps.recv()).await.expect("a tunnel")
+    }
+
+    /// The far ends of tunnels that nobody has taken yet.
+    pub(crate) async fn apps_so_far(&self) -> Vec<App> {
+        let mut apps = self.apps.lock().await;
+        std::iter::from_fn(|| apps.try_recv().ok()).collect()
     }
 
     pub(crate) fn wake(&self) {

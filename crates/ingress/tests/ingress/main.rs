@@ -2,10 +2,17 @@
 //! The app side is a tunnel whose other end the test holds.
 
 mod client;
+mod details;
 mod fixture;
+mod floods_http2;
+mod frames_http2;
+mod grpc;
 mod hostile;
+mod hostile_http2;
 mod lifecycle;
 mod refusals;
 mod routing;
+mod smuggling;
 mod streaming;
 mod upgrade;
+mod websocket;
