@@ -25,6 +25,7 @@ mod request_body;
 mod switch;
 mod tasks;
 mod token;
+mod token_cache;
 mod tunnel;
 mod upstream;
 mod websocket;

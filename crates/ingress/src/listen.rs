@@ -21,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::proxy::Client;
 use crate::tasks::Tasks;
+use crate::token_cache::TokenCache;
 use crate::{Config, Ingress};
 
 /// Pause after the system refused a connection, for instance for want of file descriptors.
@@ -40,6 +41,7 @@ pub async fn serve(listener: TcpListener, ingress: Arc<Ingress>, stop: Cancellat
         let client = Client {
             ingress: Arc::clone(&ingress),
             sni: None,
+            token_cache: TokenCache::default(),
             tasks: tasks.clone(),
             place: Arc::new(place),
         };
@@ -146,7 +148,6 @@ fn protocol(tls: &TlsStream<TcpStream>, client: &Client) -> auto::Builder<Tasks>
         .http1()
         .timer(TokioTimer::new())
         .header_read_timeout(head_timeout)
-        .max_headers(limits::HTTP_HEADERS_MAX)
         .max_buf_size(limits::HTTP_HEAD_BYTES_MAX);
     builder
         .http2()

@@ -20,6 +20,8 @@ use crate::request::{Gate, Route};
 use crate::request_body::RequestBody;
 use crate::switch::{self, Ask};
 use crate::tasks::Tasks;
+use crate::token;
+use crate::token_cache::TokenCache;
 use crate::upstream;
 use crate::websocket;
 use crate::{Ingress, OpenError};
@@ -32,6 +34,7 @@ pub(crate) struct Client {
     pub(crate) ingress: Arc<Ingress>,
     /// The name in the TLS handshake.
     pub(crate) sni: Option<String>,
+    pub(crate) token_cache: TokenCache,
     pub(crate) tasks: Tasks,
     /// The connection's place under the limit; a switched connection keeps it.
     pub(crate) place: Arc<OwnedSemaphorePermit>,
@@ -40,8 +43,7 @@ pub(crate) struct Client {
 impl Client {
     /// Answers a request, with the app's answer or with a refusal.
     pub(crate) async fn answer(&self, request: Request<Incoming>) -> Response<ResponseBody> {
-        let id = Uuid::new_v4().to_string();
-        let id = HeaderValue::try_from(id).expect("a UUID is a header value");
+        let id = request_id();
         let mut response = match self.forward(request, &id).await {
             Ok(response) => response,
             Err(refusal) => {
@@ -120,9 +122,20 @@ impl Client {
             suffix: &self.ingress.config.suffix,
             sni: self.sni.as_deref(),
             keys: &self.ingress.keys,
+            cache: &self.token_cache,
             now: Timestamp(0).after(since_epoch),
         }
     }
+}
+
+/// A new UUID, from a generator in this process: the system's costs a system call each time.
+fn request_id() -> HeaderValue {
+    let mut random = [0; 16];
+    token::random(&mut random);
+    let id = uuid::Builder::from_random_bytes(random).into_uuid();
+    let mut text = Uuid::encode_buffer();
+    HeaderValue::from_str(id.hyphenated().encode_lower(&mut text))
+        .expect("a UUID is a header value")
 }
 
 /// The request as the app gets it.

@@ -41,7 +41,6 @@ async fn exchange_http1(
 ) -> hyper::Result<Response<Incoming>> {
     *request.version_mut() = Version::HTTP_11;
     let (mut sender, connection) = http1::Builder::new()
-        .max_headers(limits::HTTP_HEADERS_MAX)
         .max_buf_size(limits::HTTP_HEAD_BYTES_MAX)
         .handshake(TokioIo::new(Tunnel::new(stream)))
         .await?;
