@@ -16,6 +16,9 @@
 mod authority;
 mod file;
 mod frames;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod headers;
 mod listen;
 mod proxy;
