@@ -20,10 +20,10 @@ import subprocess
 import time
 from pathlib import Path
 
+from harness import host_proxy
 from harness.daemon import CACHE, PROJECT, free_port
 
 HOME = CACHE / "bench-ingress"
-TARGET = Path(os.environ.get("CARGO_TARGET_DIR", PROJECT / "target"))
 ROUNDS = 4
 SECONDS = 2
 CONNECTIONS = 64
@@ -100,8 +100,7 @@ def ingress():
     if len(cores) < 2:
         raise RuntimeError("the proxy and its load need a core each")
     subprocess.run([PROJECT / "scripts/bench-packages.sh"], check=True)
-    build = ["cargo", "build", "--quiet", "--locked", "--release", "-p", "dormouse-ingress", "--example", "bench_proxy"]
-    subprocess.run(build, cwd=PROJECT, check=True)
+    host_proxy.build()
     raise_limit()
     HOME.mkdir(parents=True, exist_ok=True)
     (HOME / "report.lua").write_text(WRK_REPORT)
@@ -253,9 +252,8 @@ def idle_connection_kib(proxy):
 
 def candidates(stack, load_core, proxy_core):
     """The proxies, each in front of one and the same server."""
-    binary = TARGET / "release/examples/bench_proxy"
-    origin = start(stack, load_core, binary, "origin").stdout.readline().strip()
-    dormouse = start(stack, proxy_core, binary, "proxy", HOME, origin)
+    origin = start(stack, load_core, host_proxy.BINARY, "origin").stdout.readline().strip()
+    dormouse = start(stack, proxy_core, host_proxy.BINARY, "proxy", HOME, origin)
     at = json.loads(dormouse.stdout.readline())
     proxies = {"dormouse": Candidate(dormouse, at["address"], at["host"], at["token"])}
     make_certificate(at["host"])
