@@ -124,8 +124,20 @@ pub const H2_SEND_BUFFER_BYTES: usize = 256 << 10;
 pub const H2_PING_INTERVAL: Duration = Duration::from_secs(30);
 /// An HTTP/2 client must answer a ping within this.
 pub const H2_PING_TIMEOUT: Duration = Duration::from_secs(20);
+/// How long a connection to an app waits for the next request. Shorter than any server keeps idle ones.
+pub const UPSTREAM_KEEP: Duration = Duration::from_secs(1);
+/// Idle connections to apps at once.
+pub const UPSTREAM_IDLE_MAX: usize = 4096;
 /// An unwanted request body is still read for this long, so that its sender gets to see the answer.
 pub const UNREAD_BODY_TIMEOUT: Duration = Duration::from_secs(10);
+/// Ports of apps that are known to speak plaintext or TLS at once.
+pub const APP_PORTS_REMEMBERED: usize = 10_000;
+/// An app that may speak TLS must finish a handshake within this.
+pub const APP_TLS_TIMEOUT: Duration = Duration::from_secs(3);
+/// Most of a request that is kept to say it again, should the app turn out to speak TLS, in bytes.
+pub const APP_TLS_REPLAY_BYTES_MAX: usize = HTTP_HEAD_BYTES_MAX;
+/// The rest of a larger request waits this long for the app to turn it down.
+pub const APP_TLS_PATIENCE: Duration = Duration::from_millis(250);
 /// A WebSocket client that was told to close, because its MicroVM went away, has this long to do so.
 pub const WEBSOCKET_CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 

@@ -18,7 +18,7 @@ use bytes::Bytes;
 use dormouse_core::EndpointId;
 use dormouse_ingress::{
     Authority, Claims, Config, Ingress, OpenError, PortRange, Stream, TokenKeys, TokenKind,
-    Upstreams,
+    Upstreams, Visit,
 };
 use http::{Request, Response, StatusCode};
 use http_body::{Body, Frame};
@@ -81,7 +81,20 @@ struct HostSide {
 
 #[async_trait]
 impl Upstreams for HostSide {
-    async fn open(&self, _: &EndpointId, _: u16) -> Result<Box<dyn Stream>, OpenError> {
+    async fn enter(&self, _: &EndpointId) -> Result<Box<dyn Visit>, OpenError> {
+        Ok(Box::new(Self {
+            origin: self.origin,
+        }))
+    }
+}
+
+#[async_trait]
+impl Visit for HostSide {
+    fn run(&self) -> u64 {
+        0
+    }
+
+    async fn connect(&self, _: u16) -> Result<Box<dyn Stream>, OpenError> {
         let opened = TcpStream::connect(self.origin).await;
         let stream = opened.map_err(|_| OpenError::NotListening)?;
         stream

@@ -1,18 +1,20 @@
 //! The data plane: the TLS proxy that stands in front of every MicroVM endpoint.
 //!
 //! A request passes four phases. *Admit* (`request`) is pure: which endpoint does the host name
-//! name, does the token open it, does the grant cover the port. *Open* asks [`Upstreams`] for a byte
-//! tunnel to that port, which wakes a sleeping MicroVM and holds the request until then. *Exchange*
-//! (`upstream`) speaks HTTP over the tunnel. *Copy* streams both bodies, in constant memory.
+//! name, does the token open it, does the grant cover the port. *Enter* asks [`Upstreams`] to let the
+//! request in, which wakes a sleeping MicroVM and holds the request until then. *Exchange* (`upstream`)
+//! speaks HTTP with the app, over a tunnel that waited from the last request (`pool`) or a new one. *Copy*
+//! streams both bodies, in constant memory.
 //!
 //! ```text
-//! listen -> proxy -> request::admit -> Upstreams::open -> upstream::exchange -> copy
+//! listen -> proxy -> request::admit -> Upstreams::enter -> upstream::exchange -> copy
 //!                        |                  |                    |
 //!                        +------ Refusal ---+--------------------+--> 4xx, 502
 //! ```
 //!
 //! The crate knows neither the store nor the VMM: it sees MicroVMs only through [`Upstreams`].
 
+mod app_tls;
 mod authority;
 mod file;
 mod frames;
@@ -21,6 +23,7 @@ mod frames;
 pub mod fuzzing;
 mod headers;
 mod listen;
+mod pool;
 mod proxy;
 mod refusal;
 mod request;
@@ -53,16 +56,27 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 /// Where requests go: the one seam between the proxy and the MicroVMs.
 #[async_trait]
 pub trait Upstreams: Send + Sync + 'static {
-    /// Opens a tunnel to `127.0.0.1:port` inside the MicroVM behind `endpoint`.
+    /// Lets a request in to the MicroVM behind `endpoint`.
     ///
-    /// A sleeping MicroVM is woken first, once for all that wait, and the call lasts until it is
-    /// awake. While the stream lives the MicroVM has a request in flight, and each byte that
-    /// crosses the stream, either way, sets its idle clock back. The end of the tunnel is an end of
-    /// file only where the app itself closed its side; a MicroVM that dies or a tunnel that breaks
-    /// is a read error, so that half a response is never taken for a whole one.
+    /// A sleeping MicroVM is woken first, once for all that wait, and the call lasts until it is awake.
+    /// Dropping the future gives up the wait.
+    async fn enter(&self, endpoint: &EndpointId) -> Result<Box<dyn Visit>, OpenError>;
+}
+
+/// A stay with a MicroVM that runs: while it lasts the MicroVM has a request in flight.
+#[async_trait]
+pub trait Visit: Send + Sync {
+    /// Tells one run of the MicroVM's machine from those before and after a sleep. What was opened in one
+    /// leads nowhere in the next.
+    fn run(&self) -> u64;
+
+    /// Opens a tunnel to `127.0.0.1:port` inside the MicroVM.
     ///
-    /// Dropping the future gives up the wait; dropping the stream closes the tunnel.
-    async fn open(&self, endpoint: &EndpointId, port: u16) -> Result<Box<dyn Stream>, OpenError>;
+    /// The tunnel may outlive the stay. Each byte that crosses it, either way, sets the MicroVM's idle clock
+    /// back. Its end is an end of file only where the app itself closed its side; a MicroVM that dies or a
+    /// tunnel that breaks is a read error, so that half a response is never taken for a whole one. Dropping
+    /// the stream closes the tunnel.
+    async fn connect(&self, port: u16) -> Result<Box<dyn Stream>, OpenError>;
 }
 
 /// Why there is no tunnel. The client sees 502 for all but [`OpenError::Overloaded`].
@@ -80,6 +94,9 @@ pub enum OpenError {
     /// Nothing listens on the port.
     #[error("nothing listens on the port")]
     NotListening,
+    /// The machine went before the tunnel stood: nothing has been seen of the request.
+    #[error("the MicroVM's machine is gone")]
+    Gone,
     /// Too many requests wait already.
     #[error("too many requests wait for the MicroVM")]
     Overloaded,
@@ -99,6 +116,8 @@ pub struct Config {
     pub connections_max: usize,
     /// How long a graceful stop waits for requests in flight.
     pub drain_timeout: Duration,
+    /// How long a connection to an app waits for the next request; zero for none at all.
+    pub upstream_keep: Duration,
 }
 
 impl Config {
@@ -111,6 +130,7 @@ impl Config {
             head_timeout: limits::HTTP_HEAD_TIMEOUT,
             connections_max: limits::CONNECTIONS_MAX,
             drain_timeout: limits::INGRESS_DRAIN_TIMEOUT,
+            upstream_keep: limits::UPSTREAM_KEEP,
         }
     }
 }

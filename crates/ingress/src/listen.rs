@@ -22,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 use crate::proxy::Client;
 use crate::tasks::Tasks;
 use crate::token_cache::TokenCache;
+use crate::upstream::Upstream;
 use crate::{Config, Ingress};
 
 /// Pause after the system refused a connection, for instance for want of file descriptors.
@@ -33,6 +34,11 @@ const KEEPALIVE: Duration = Duration::from_secs(60);
 /// in flight finish for the configured time, and returns when nothing is left.
 pub async fn serve(listener: TcpListener, ingress: Arc<Ingress>, stop: CancellationToken) {
     let tasks = Tasks::default();
+    let upstream = Upstream::new(
+        Arc::clone(&ingress.upstreams),
+        ingress.config.upstream_keep,
+        tasks.clone(),
+    );
     let places = Arc::new(Semaphore::new(ingress.config.connections_max));
     while let Some((tcp, place)) = stop
         .run_until_cancelled(accept(&listener, Arc::clone(&places)))
@@ -42,12 +48,14 @@ pub async fn serve(listener: TcpListener, ingress: Arc<Ingress>, stop: Cancellat
             ingress: Arc::clone(&ingress),
             sni: None,
             token_cache: TokenCache::default(),
+            upstream: upstream.clone(),
             tasks: tasks.clone(),
             place: Arc::new(place),
         };
         tasks.spawn(connection(tcp, client, stop.clone()));
     }
     drop(listener);
+    upstream.close();
     tasks.finish(ingress.config.drain_timeout).await;
 }
 

@@ -22,12 +22,12 @@ use crate::switch::{self, Ask};
 use crate::tasks::Tasks;
 use crate::token;
 use crate::token_cache::TokenCache;
-use crate::upstream;
+use crate::upstream::{AppBody, ExchangeError, Upstream};
 use crate::websocket;
 use crate::{Ingress, OpenError};
 
 /// The app's body as it comes, or the proxy's own.
-pub(crate) type ResponseBody = Either<Incoming, Full<Bytes>>;
+pub(crate) type ResponseBody = Either<AppBody, Full<Bytes>>;
 
 /// One client's connection.
 pub(crate) struct Client {
@@ -35,6 +35,7 @@ pub(crate) struct Client {
     /// The name in the TLS handshake.
     pub(crate) sni: Option<String>,
     pub(crate) token_cache: TokenCache,
+    pub(crate) upstream: Upstream,
     pub(crate) tasks: Tasks,
     /// The connection's place under the limit; a switched connection keeps it.
     pub(crate) place: Arc<OwnedSemaphorePermit>,
@@ -63,17 +64,13 @@ impl Client {
         let (mut parts, body) = request.into_parts();
         let body = RequestBody::new(&parts, body, &self.tasks);
         let route = self.gate().admit(&parts)?;
-        let stream = self
-            .ingress
-            .upstreams
-            .open(&route.endpoint, route.port)
-            .await
-            .map_err(|error| unopened(error, &route, id))?;
         let client = parts.extensions.remove::<OnUpgrade>();
         let forwarded = for_app(parts, body, &route, id);
-        let response = upstream::exchange(stream, route.protocol, forwarded, &self.tasks)
+        let response = self
+            .upstream
+            .exchange(&route, forwarded)
             .await
-            .map_err(|error| unanswered(&error, &route, id))?;
+            .map_err(|error| unanswered(error, &route, id))?;
         match (route.ask, client) {
             (Some(ask), Some(client)) if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
                 Ok(self.switch(response, &ask, client, route.marker))
@@ -85,7 +82,7 @@ impl Client {
     /// Hands the head of the app's 101 on and joins the two connections.
     fn switch(
         &self,
-        mut response: Response<Incoming>,
+        mut response: Response<AppBody>,
         ask: &Ask,
         client: OnUpgrade,
         marker: bool,
@@ -106,10 +103,10 @@ impl Client {
             *switched.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
             *switched.headers_mut() = headers::for_client(headers, Some(protocol));
         }
-        let place = Arc::clone(&self.place);
+        let held = (Arc::clone(&self.place), response.body().visit());
         self.tasks.spawn(async move {
             switch::join(client, app, websocket).await;
-            drop(place);
+            drop(held);
         });
         switched
     }
@@ -157,7 +154,7 @@ fn for_app(
 
 /// Hands the app's answer on, its body still streaming.
 fn unswitched(
-    response: Response<Incoming>,
+    response: Response<AppBody>,
     ask: Option<&Ask>,
 ) -> Result<Response<ResponseBody>, Refusal> {
     let status = response.status();
@@ -184,23 +181,26 @@ fn origin_form(target: Uri) -> Uri {
         .into()
 }
 
-fn unopened(error: OpenError, route: &Route, id: &HeaderValue) -> Refusal {
+fn unanswered(error: ExchangeError, route: &Route, id: &HeaderValue) -> Refusal {
     let Route { endpoint, port, .. } = route;
-    tracing::info!(request_id = ?id, %endpoint, port, reason = %error, "no way to the app");
     match error {
-        OpenError::Overloaded => Refusal::Overloaded,
-        OpenError::Ended | OpenError::Asleep | OpenError::WakeFailed | OpenError::NotListening => {
+        // The body that we hand on comes from the client: if it breaks, the app is not to blame.
+        ExchangeError::Http(ref error) if error.is_user() => Refusal::BadBody,
+        ExchangeError::Http(_) | ExchangeError::Tls(_) => {
+            let error = std::error::Error::source(&error).map(ToString::to_string);
+            tracing::info!(request_id = ?id, %endpoint, port, error, "no answer from the app");
             Refusal::Unreachable
         }
+        ExchangeError::Open(reason) => {
+            tracing::info!(request_id = ?id, %endpoint, port, %reason, "no way to the app");
+            match reason {
+                OpenError::Overloaded => Refusal::Overloaded,
+                OpenError::Ended
+                | OpenError::Asleep
+                | OpenError::WakeFailed
+                | OpenError::NotListening
+                | OpenError::Gone => Refusal::Unreachable,
+            }
+        }
     }
-}
-
-fn unanswered(error: &hyper::Error, route: &Route, id: &HeaderValue) -> Refusal {
-    // The body that we hand on comes from the client: if it breaks, the app is not to blame.
-    if error.is_user() {
-        return Refusal::BadBody;
-    }
-    let Route { endpoint, port, .. } = route;
-    tracing::info!(request_id = ?id, %endpoint, port, %error, "no answer from the app");
-    Refusal::Unreachable
 }

@@ -1,6 +1,7 @@
 //! A request's body on its way to the app.
 
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
@@ -12,6 +13,7 @@ use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use tokio::time::timeout;
 
+use crate::Visit;
 use crate::headers;
 use crate::tasks::Tasks;
 
@@ -27,6 +29,8 @@ pub(crate) struct RequestBody {
     begun: bool,
     /// Where the rest is read.
     tasks: Tasks,
+    /// The stay of which this body is a part.
+    visit: Option<Arc<dyn Visit>>,
 }
 
 impl RequestBody {
@@ -35,7 +39,22 @@ impl RequestBody {
             incoming: Some(incoming),
             begun: !request.headers.contains_key(header::EXPECT),
             tasks: tasks.clone(),
+            visit: None,
         }
+    }
+
+    pub(crate) fn empty(tasks: &Tasks) -> Self {
+        Self {
+            incoming: None,
+            begun: true,
+            tasks: tasks.clone(),
+            visit: None,
+        }
+    }
+
+    /// Makes the body part of `visit`: while it goes on there is a request in flight.
+    pub(crate) fn stay(&mut self, visit: Arc<dyn Visit>) {
+        self.visit = Some(visit);
     }
 }
 

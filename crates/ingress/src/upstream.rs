@@ -1,73 +1,220 @@
-//! One HTTP exchange with an app, over a tunnel that is its own.
+//! HTTP exchanges with apps, over connections through tunnels.
 
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
 use dormouse_core::limits;
-use http::{Request, Response, Uri, Version, uri};
+use http::{Method, Request, Response, Uri, Version, uri};
+use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
-use hyper::client::conn::{http1, http2};
+use hyper::client::conn::{TrySendError, http1, http2};
 use hyper_util::rt::{TokioIo, TokioTimer};
 
-use crate::Stream;
+use crate::app_tls::{AppTls, Reopen};
+use crate::pool::{Pool, Target};
+use crate::request::Route;
 use crate::request_body::RequestBody;
 use crate::tasks::Tasks;
 use crate::tunnel::Tunnel;
+use crate::{OpenError, Upstreams, Visit};
 
 /// What the app speaks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Protocol {
     Http1,
     /// HTTP/2 without TLS, with prior knowledge.
     H2c,
 }
 
-/// Sends `request` and returns the head of the answer, its body still to come.
-///
-/// The tunnel closes when both bodies have ended, or either is dropped or broken.
-pub(crate) async fn exchange(
-    stream: Box<dyn Stream>,
-    protocol: Protocol,
-    request: Request<RequestBody>,
-    tasks: &Tasks,
-) -> hyper::Result<Response<Incoming>> {
+/// Why an app gave no answer.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ExchangeError {
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    #[error("the exchange with the app broke")]
+    Http(#[source] hyper::Error),
+    #[error("no TLS with an app that had it before")]
+    Tls(#[source] io::Error),
+}
+
+type Sent = Result<Response<Incoming>, TrySendError<Request<RequestBody>>>;
+
+/// An HTTP connection to an app, through a tunnel of its own.
+pub(crate) enum Connection {
+    Http1(http1::SendRequest<RequestBody>),
+    H2c(http2::SendRequest<RequestBody>),
+}
+
+impl Connection {
+    async fn open(
+        visit: &Arc<dyn Visit>,
+        route: &Route,
+        app_tls: &Arc<AppTls>,
+        tasks: &Tasks,
+    ) -> Result<Self, ExchangeError> {
+        let stream = visit.connect(route.port).await?;
+        let reopen: Reopen = {
+            let (visit, port) = (Arc::clone(visit), route.port);
+            Box::new(move || Box::pin(async move { visit.connect(port).await }))
+        };
+        let stream = app_tls
+            .settle(stream, route, reopen)
+            .await
+            .map_err(ExchangeError::Tls)?;
+        let tunnel = TokioIo::new(Tunnel::new(stream));
+        // How a connection ends is told to whoever reads or writes the bodies.
+        match route.protocol {
+            Protocol::Http1 => {
+                let (sender, connection) = http1::Builder::new()
+                    .max_buf_size(limits::HTTP_HEAD_BYTES_MAX)
+                    .handshake(tunnel)
+                    .await
+                    .map_err(ExchangeError::Http)?;
+                tasks.spawn(connection.with_upgrades());
+                Ok(Self::Http1(sender))
+            }
+            Protocol::H2c => {
+                let (sender, connection) = http2::Builder::new(tasks.clone())
+                    .timer(TokioTimer::new())
+                    .initial_stream_window_size(limits::H2_STREAM_WINDOW_BYTES)
+                    .initial_connection_window_size(limits::H2_CONNECTION_WINDOW_BYTES)
+                    .max_header_list_size(limits::HTTP_HEAD_BYTES_MAX as u32)
+                    .max_send_buf_size(limits::H2_SEND_BUFFER_BYTES)
+                    .handshake(tunnel)
+                    .await
+                    .map_err(ExchangeError::Http)?;
+                tasks.spawn(connection);
+                Ok(Self::H2c(sender))
+            }
+        }
+    }
+
+    async fn send(&mut self, request: Request<RequestBody>) -> Sent {
+        match self {
+            Self::Http1(sender) => sender.try_send_request(request).await,
+            Self::H2c(sender) => sender.try_send_request(request).await,
+        }
+    }
+
+    pub(crate) fn is_open(&self) -> bool {
+        match self {
+            Self::Http1(sender) => !sender.is_closed(),
+            Self::H2c(sender) => !sender.is_closed(),
+        }
+    }
+
+    pub(crate) fn is_ready(&self) -> bool {
+        match self {
+            Self::Http1(sender) => sender.is_ready(),
+            Self::H2c(sender) => sender.is_ready(),
+        }
+    }
+
+    /// Waits until the connection can take a request; false when it never will.
+    pub(crate) async fn ready(&mut self) -> bool {
+        match self {
+            Self::Http1(sender) => sender.ready().await.is_ok(),
+            Self::H2c(sender) => sender.ready().await.is_ok(),
+        }
+    }
+}
+
+/// The way to the apps: lets requests in and keeps connections between them. Clones share the connections.
+#[derive(Clone)]
+pub(crate) struct Upstream {
+    upstreams: Arc<dyn Upstreams>,
+    pool: Pool,
+    app_tls: Arc<AppTls>,
+    tasks: Tasks,
+}
+
+impl Upstream {
+    /// Keeps idle connections for `keep`.
+    pub(crate) fn new(upstreams: Arc<dyn Upstreams>, keep: Duration, tasks: Tasks) -> Self {
+        Self {
+            upstreams,
+            pool: Pool::new(keep, tasks.clone()),
+            app_tls: Arc::new(AppTls::new()),
+            tasks,
+        }
+    }
+
+    /// Closes idle connections, and keeps none from now on.
+    pub(crate) fn close(&self) {
+        self.pool.close();
+    }
+
+    /// Sends `request` where `route` leads and returns the head of the answer, its body still to come.
+    pub(crate) async fn exchange(
+        &self,
+        route: &Route,
+        request: Request<RequestBody>,
+    ) -> Result<Response<AppBody>, ExchangeError> {
+        let mut request = prepared(request, route.protocol);
+        let mut take_kept = true;
+        let mut failed = ExchangeError::Open(OpenError::WakeFailed);
+        // What has seen nothing of the request has done no harm: once more.
+        for _ in 0..limits::OPEN_ATTEMPTS {
+            let visit: Arc<dyn Visit> = Arc::from(self.upstreams.enter(&route.endpoint).await?);
+            request.body_mut().stay(Arc::clone(&visit));
+            let target = target(route, &*visit);
+            let kept = self.pool.take(&target).filter(|_| take_kept);
+            let spare = kept.as_ref().and_then(|_| spare(&request, &self.tasks));
+            let mut connection = match kept {
+                Some(connection) => connection,
+                None => match Connection::open(&visit, route, &self.app_tls, &self.tasks).await {
+                    Err(error @ ExchangeError::Open(OpenError::Gone)) => {
+                        failed = error;
+                        continue;
+                    }
+                    opened => opened?,
+                },
+            };
+            let mut error = match connection.send(request).await {
+                Ok(response) => {
+                    let back = (self.pool.clone(), target, connection);
+                    return Ok(response.map(|body| AppBody::new(body, visit, back)));
+                }
+                Err(error) => error,
+            };
+            // The app may have closed a kept connection just now, having seen the request or not.
+            let again = error.take_message().or(spare);
+            failed = ExchangeError::Http(error.into_error());
+            take_kept = false;
+            match again {
+                Some(again) => request = again,
+                None => break,
+            }
+        }
+        Err(failed)
+    }
+}
+
+fn target(route: &Route, visit: &dyn Visit) -> Target {
+    Target {
+        endpoint: route.endpoint.clone(),
+        run: visit.run(),
+        port: route.port,
+        protocol: route.protocol,
+    }
+}
+
+/// The request in the form that the app's protocol wants.
+fn prepared(mut request: Request<RequestBody>, protocol: Protocol) -> Request<RequestBody> {
     match protocol {
-        Protocol::Http1 => exchange_http1(stream, request, tasks).await,
-        Protocol::H2c => exchange_h2c(stream, request, tasks).await,
+        Protocol::Http1 => *request.version_mut() = Version::HTTP_11,
+        Protocol::H2c => {
+            *request.version_mut() = Version::HTTP_2;
+            if let Some(host) = request.headers_mut().remove(http::header::HOST) {
+                *request.uri_mut() = absolute(request.uri(), host.as_bytes());
+            }
+        }
     }
-}
-
-async fn exchange_http1(
-    stream: Box<dyn Stream>,
-    mut request: Request<RequestBody>,
-    tasks: &Tasks,
-) -> hyper::Result<Response<Incoming>> {
-    *request.version_mut() = Version::HTTP_11;
-    let (mut sender, connection) = http1::Builder::new()
-        .max_buf_size(limits::HTTP_HEAD_BYTES_MAX)
-        .handshake(TokioIo::new(Tunnel::new(stream)))
-        .await?;
-    // How the connection ends is told to whoever reads or writes the bodies.
-    tasks.spawn(connection.with_upgrades());
-    sender.send_request(request).await
-}
-
-async fn exchange_h2c(
-    stream: Box<dyn Stream>,
-    mut request: Request<RequestBody>,
-    tasks: &Tasks,
-) -> hyper::Result<Response<Incoming>> {
-    *request.version_mut() = Version::HTTP_2;
-    if let Some(host) = request.headers_mut().remove(http::header::HOST) {
-        *request.uri_mut() = absolute(request.uri(), host.as_bytes());
-    }
-    let (mut sender, connection) = http2::Builder::new(tasks.clone())
-        .timer(TokioTimer::new())
-        .initial_stream_window_size(limits::H2_STREAM_WINDOW_BYTES)
-        .initial_connection_window_size(limits::H2_CONNECTION_WINDOW_BYTES)
-        .max_header_list_size(limits::HTTP_HEAD_BYTES_MAX as u32)
-        .max_send_buf_size(limits::H2_SEND_BUFFER_BYTES)
-        .handshake(TokioIo::new(Tunnel::new(stream)))
-        .await?;
-    tasks.spawn(connection);
-    sender.send_request(request).await
+    request
 }
 
 /// HTTP/2 carries the host in the target.
@@ -76,4 +223,78 @@ fn absolute(target: &Uri, host: &[u8]) -> Uri {
     parts.scheme = Some(uri::Scheme::HTTP);
     parts.authority = uri::Authority::try_from(host).ok();
     Uri::from_parts(parts).unwrap_or_else(|_| target.clone())
+}
+
+/// The same request once more, where sending it twice is the same as sending it once.
+fn spare(request: &Request<RequestBody>, tasks: &Tasks) -> Option<Request<RequestBody>> {
+    let harmless = matches!(
+        *request.method(),
+        Method::GET | Method::HEAD | Method::OPTIONS
+    );
+    if !harmless || !request.body().is_end_stream() {
+        return None;
+    }
+    let mut spare = Request::new(RequestBody::empty(tasks));
+    *spare.method_mut() = request.method().clone();
+    *spare.uri_mut() = request.uri().clone();
+    *spare.version_mut() = request.version();
+    *spare.headers_mut() = request.headers().clone();
+    Some(spare)
+}
+
+/// The app's answer as it comes. While it lives there is a request in flight; when it has come to its end,
+/// its connection waits for the next request.
+pub(crate) struct AppBody {
+    body: Incoming,
+    ended: bool,
+    visit: Arc<dyn Visit>,
+    back: Option<(Pool, Target, Connection)>,
+}
+
+impl AppBody {
+    fn new(body: Incoming, visit: Arc<dyn Visit>, back: (Pool, Target, Connection)) -> Self {
+        Self {
+            body,
+            ended: false,
+            visit,
+            back: Some(back),
+        }
+    }
+
+    /// The stay of which this answer is a part.
+    pub(crate) fn visit(&self) -> Arc<dyn Visit> {
+        Arc::clone(&self.visit)
+    }
+}
+
+impl Body for AppBody {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        let polled = Pin::new(&mut self.body).poll_frame(context);
+        self.ended = matches!(polled, Poll::Ready(None));
+        polled
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+impl Drop for AppBody {
+    fn drop(&mut self) {
+        if let Some((pool, target, connection)) = self.back.take()
+            && (self.ended || self.body.is_end_stream())
+        {
+            pool.give_back(target, connection);
+        }
+    }
 }

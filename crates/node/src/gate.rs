@@ -47,11 +47,14 @@ pub struct Gate {
 #[derive(Debug)]
 struct Now {
     phase: Phase,
+    /// Counts the machines that the MicroVM has had.
+    run: u64,
     machine_gone: CancellationToken,
 }
 
 impl Now {
     fn cut(&mut self) {
+        self.run += 1;
         std::mem::take(&mut self.machine_gone).cancel();
     }
 }
@@ -75,6 +78,7 @@ impl Gate {
         };
         let now = Now {
             phase,
+            run: 0,
             machine_gone: CancellationToken::new(),
         };
         Self {
@@ -148,21 +152,18 @@ impl Gate {
     }
 
     /// Passes if the gate is open; otherwise says what it found.
-    pub fn enter(&self) -> Result<(Arc<dyn Instance>, Lease), Phase> {
+    pub fn enter(&self) -> Result<Lease, Phase> {
         let now = self.now.borrow();
         match &now.phase {
             Phase::Open(machine) => {
                 self.usage.touch();
                 self.usage.leases.fetch_add(1, Ordering::Relaxed);
-                let usage = Arc::clone(&self.usage);
-                let machine_gone = Box::pin(now.machine_gone.clone().cancelled_owned());
-                Ok((
-                    Arc::clone(machine),
-                    Lease {
-                        usage,
-                        machine_gone,
-                    },
-                ))
+                Ok(Lease {
+                    machine: Arc::clone(machine),
+                    run: now.run,
+                    machine_gone: now.machine_gone.clone(),
+                    usage: Arc::clone(&self.usage),
+                })
             }
             other => Err(other.clone()),
         }
@@ -201,21 +202,37 @@ impl Changes {
 /// The right to be inside the gate; ends when it is dropped.
 #[derive(Debug)]
 pub struct Lease {
+    machine: Arc<dyn Instance>,
+    run: u64,
+    machine_gone: CancellationToken,
     usage: Arc<Usage>,
-    machine_gone: Pin<Box<WaitForCancellationFutureOwned>>,
 }
 
 impl Lease {
-    /// Waits until the machine is gone.
-    pub async fn broken(&mut self) {
-        self.machine_gone.as_mut().await;
+    /// The machine behind the gate.
+    #[must_use]
+    pub fn machine(&self) -> &dyn Instance {
+        &*self.machine
     }
 
-    /// An error once the machine is gone: a network without it would stay silent forever.
-    fn poll_alive(&mut self, context: &mut Context<'_>) -> std::io::Result<()> {
-        match self.machine_gone.as_mut().poll(context) {
-            Poll::Ready(()) => Err(std::io::ErrorKind::ConnectionReset.into()),
-            Poll::Pending => Ok(()),
+    /// Tells this machine from those that the MicroVM has had before and will have after a sleep.
+    #[must_use]
+    pub fn run(&self) -> u64 {
+        self.run
+    }
+
+    /// Waits until the machine is gone.
+    pub async fn broken(&self) {
+        self.machine_gone.cancelled().await;
+    }
+
+    /// Has the bytes of a stream into the machine counted as activity, also after the lease has ended, and
+    /// breaks the stream once the machine is gone.
+    pub fn watch<S>(&self, stream: S) -> GatedStream<S> {
+        GatedStream {
+            stream,
+            usage: Arc::clone(&self.usage),
+            machine_gone: Box::pin(self.machine_gone.clone().cancelled_owned()),
         }
     }
 }
@@ -226,48 +243,69 @@ impl Drop for Lease {
     }
 }
 
-/// A stream into a MicroVM that holds a lease and stamps each byte on the activity clock.
+/// A stream into a MicroVM that stamps each byte on the activity clock and lives no longer than the machine.
 #[derive(Debug)]
-pub struct LeasedStream<S> {
+pub struct GatedStream<S> {
     stream: S,
-    lease: Lease,
+    usage: Arc<Usage>,
+    machine_gone: Pin<Box<WaitForCancellationFutureOwned>>,
 }
 
-impl<S> LeasedStream<S> {
-    /// Ties `stream` to `lease`.
-    pub fn new(stream: S, lease: Lease) -> Self {
-        Self { stream, lease }
+impl<S> GatedStream<S> {
+    /// An error once the machine is gone: a network without it would stay silent forever.
+    fn poll_alive(&mut self, context: &mut Context<'_>) -> std::io::Result<()> {
+        match self.machine_gone.as_mut().poll(context) {
+            Poll::Ready(()) => Err(std::io::ErrorKind::ConnectionReset.into()),
+            Poll::Pending => Ok(()),
+        }
     }
 }
 
-impl<S: Stream> AsyncRead for LeasedStream<S> {
+impl<S: Stream> AsyncRead for GatedStream<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<std::io::Result<()>> {
-        self.lease.poll_alive(context)?;
+        self.poll_alive(context)?;
         let before = buffer.filled().len();
         let result = Pin::new(&mut self.stream).poll_read(context, buffer);
         if buffer.filled().len() > before {
-            self.lease.usage.touch();
+            self.usage.touch();
         }
         result
     }
 }
 
-impl<S: Stream> AsyncWrite for LeasedStream<S> {
+impl<S: Stream> AsyncWrite for GatedStream<S> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<std::io::Result<usize>> {
-        self.lease.poll_alive(context)?;
+        self.poll_alive(context)?;
         let result = Pin::new(&mut self.stream).poll_write(context, bytes);
         if matches!(result, Poll::Ready(Ok(1..))) {
-            self.lease.usage.touch();
+            self.usage.touch();
         }
         result
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        slices: &[std::io::IoSlice<'_>],
+    ) -> Poll<std::io::Result<usize>> {
+        self.poll_alive(context)?;
+        let result = Pin::new(&mut self.stream).poll_write_vectored(context, slices);
+        if matches!(result, Poll::Ready(Ok(1..))) {
+            self.usage.touch();
+        }
+        result
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
     }
 
     fn poll_flush(

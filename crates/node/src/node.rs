@@ -1,9 +1,9 @@
 //! The MicroVMs of this host: finds the driver of each and lets requests in.
 
 use crate::driver::{Command, CommandError, Driver, Means};
-use crate::gate::{Gate, Lease, LeasedStream, Phase};
+use crate::gate::{Gate, GatedStream, Lease, Phase};
 use crate::guest::{Guest, GuestError};
-use crate::vmm::{Instance, Stream};
+use crate::vmm::Stream;
 use dormouse_core::microvm::{Denied, Event, Record, State};
 use dormouse_core::{EndpointId, MicrovmId, limits};
 use dormouse_store::{Query, StoreError, Versioned};
@@ -51,6 +51,9 @@ pub enum OpenError {
     /// Nothing listens on the port.
     #[error("nothing listens on the port")]
     NotListening,
+    /// It went to sleep before the stream stood: the app has seen nothing, and one may enter again.
+    #[error("microvm's machine is gone")]
+    Gone,
     /// It runs, and yet its agent does not answer.
     #[error("microvm does not answer")]
     Unreachable(#[source] GuestError),
@@ -131,36 +134,14 @@ impl Node {
         }
     }
 
-    /// Opens a stream to `port` of the MicroVM behind `endpoint`, waking it if it may be woken.
-    pub async fn open(
-        &self,
-        endpoint: &EndpointId,
-        port: u16,
-    ) -> Result<LeasedStream<Box<dyn Stream>>, OpenError> {
+    /// Lets a request in to the MicroVM behind `endpoint`, waking it if it may be woken.
+    pub async fn enter(&self, endpoint: &EndpointId) -> Result<Lease, OpenError> {
         let vm = self.vms().by_endpoint.get(endpoint).map(Arc::clone);
         let vm = vm.ok_or(OpenError::Ended)?;
-        // A machine that goes while the tunnel is made has seen nothing of the request: once more.
-        for _ in 0..limits::OPEN_ATTEMPTS {
-            let (machine, mut lease) = match vm.gate.enter() {
-                Ok(entered) => entered,
-                Err(_) => vm.wait_for_entry().await?,
-            };
-            let guest = Guest::new(&*machine);
-            let tunnel = tokio::select! {
-                biased;
-                () = lease.broken() => continue,
-                tunnel = guest.tunnel(port) => tunnel,
-            };
-            return match tunnel {
-                Ok(stream) => Ok(LeasedStream::new(stream, lease)),
-                Err(GuestError::Refused {
-                    status: StatusCode::BAD_GATEWAY,
-                    ..
-                }) => Err(OpenError::NotListening),
-                Err(error) => Err(OpenError::Unreachable(error)),
-            };
+        match vm.gate.enter() {
+            Ok(lease) => Ok(lease),
+            Err(_) => vm.wait_for_entry().await,
         }
-        Err(OpenError::WakeFailed)
     }
 
     /// Lets transitions under way end, then ends the drivers. MicroVMs run on.
@@ -193,7 +174,7 @@ impl Vm {
     }
 
     /// Waits until the gate opens, waking the MicroVM once if it sleeps.
-    async fn wait_for_entry(&self) -> Result<(Arc<dyn Instance>, Lease), OpenError> {
+    async fn wait_for_entry(&self) -> Result<Lease, OpenError> {
         let _place = self
             .waiters
             .try_acquire()
@@ -204,7 +185,7 @@ impl Vm {
             loop {
                 changes.forget();
                 match self.gate.enter() {
-                    Ok(entered) => return Ok(entered),
+                    Ok(lease) => return Ok(lease),
                     Err(Phase::Ended) => return Err(OpenError::Ended),
                     Err(Phase::Asleep {
                         auto_resume: false, ..
@@ -233,5 +214,25 @@ impl Vm {
         timeout(limits::WAKE_TIMEOUT, entry)
             .await
             .unwrap_or(Err(OpenError::WakeFailed))
+    }
+}
+
+impl Lease {
+    /// Opens a stream to `port` of the MicroVM.
+    pub async fn connect(&self, port: u16) -> Result<GatedStream<Box<dyn Stream>>, OpenError> {
+        let guest = Guest::new(self.machine());
+        let tunnel = tokio::select! {
+            biased;
+            () = self.broken() => return Err(OpenError::Gone),
+            tunnel = guest.tunnel(port) => tunnel,
+        };
+        match tunnel {
+            Ok(stream) => Ok(self.watch(stream)),
+            Err(GuestError::Refused {
+                status: StatusCode::BAD_GATEWAY,
+                ..
+            }) => Err(OpenError::NotListening),
+            Err(error) => Err(OpenError::Unreachable(error)),
+        }
     }
 }

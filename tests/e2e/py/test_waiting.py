@@ -82,9 +82,10 @@ def talking_stream(cloud, image):
 
 @pytest.mark.beside(scenario=talking_stream)
 def test_stream_with_traffic_keeps_it_awake_and_outlives_its_token(outcome):
-    lines, state, _ = outcome
+    lines, state, late = outcome
     assert lines == 17
     assert state == "RUNNING"
+    assert (late.status, late.body) == (403, b"Token authentication failed")
 
 
 def expired_token(cloud, image):

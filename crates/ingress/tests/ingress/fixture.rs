@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, SystemTime};
@@ -12,7 +12,7 @@ use async_trait::async_trait;
 use dormouse_core::EndpointId;
 use dormouse_ingress::{
     Authority, Claims, Config, Ingress, OpenError, PortRange, Stream, TokenKeys, TokenKind,
-    Upstreams,
+    Upstreams, Visit,
 };
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, DuplexStream, ReadBuf};
 use tokio::net::TcpListener;
@@ -90,17 +90,21 @@ pub(crate) struct Stub {
     /// Each tunnel waits for a permit: none to begin with in a "sleeping" fixture.
     pub(crate) awake: Semaphore,
     pub(crate) refuse: Mutex<Option<OpenError>>,
-    /// Calls of `open` that are waiting.
+    /// Calls of `enter` that are waiting.
     pub(crate) waiting: AtomicUsize,
-    /// Calls of `open` so far.
+    /// Calls of `enter` so far.
     pub(crate) opens: AtomicUsize,
+    /// Requests in flight.
+    pub(crate) visits: Arc<AtomicUsize>,
+    /// How often the machine has slept.
+    pub(crate) run: AtomicU64,
     /// Tunnels that are open now.
     pub(crate) live: Arc<AtomicUsize>,
 }
 
 #[async_trait]
 impl Upstreams for Stub {
-    async fn open(&self, endpoint: &EndpointId, port: u16) -> Result<Box<dyn Stream>, OpenError> {
+    async fn enter(&self, endpoint: &EndpointId) -> Result<Box<dyn Visit>, OpenError> {
         self.opens.fetch_add(1, Ordering::SeqCst);
         let waiting = Counted::new(&WaitCount(self));
         let permit = self.awake.acquire().await.expect("open");
@@ -110,16 +114,48 @@ impl Upstreams for Stub {
         if let Some(error) = *self.refuse.lock().expect("lock") {
             return Err(error);
         }
+        self.visits.fetch_add(1, Ordering::SeqCst);
+        Ok(Box::new(Stay {
+            endpoint: endpoint.clone(),
+            run: self.run.load(Ordering::SeqCst),
+            apps: self.apps.clone(),
+            live: Arc::clone(&self.live),
+            visits: Arc::clone(&self.visits),
+        }))
+    }
+}
+
+struct Stay {
+    endpoint: EndpointId,
+    run: u64,
+    apps: mpsc::UnboundedSender<App>,
+    live: Arc<AtomicUsize>,
+    visits: Arc<AtomicUsize>,
+}
+
+#[async_trait]
+impl Visit for Stay {
+    fn run(&self) -> u64 {
+        self.run
+    }
+
+    async fn connect(&self, port: u16) -> Result<Box<dyn Stream>, OpenError> {
         let (near, far) = tokio::io::duplex(64 << 10);
         let broken = Arc::new(AtomicBool::new(false));
         let app = App {
-            endpoint: endpoint.clone(),
+            endpoint: self.endpoint.clone(),
             port,
             stream: far,
             broken: Arc::clone(&broken),
         };
         self.apps.send(app).map_err(|_| OpenError::Ended)?;
         Ok(Box::new(Tunnel::new(near, broken, Arc::clone(&self.live))))
+    }
+}
+
+impl Drop for Stay {
+    fn drop(&mut self) {
+        self.visits.fetch_sub(1, Ordering::SeqCst);
     }
 }
 
@@ -241,9 +277,13 @@ impl Fixture {
             refuse: Mutex::new(None),
             waiting: AtomicUsize::new(0),
             opens: AtomicUsize::new(0),
+            visits: Arc::default(),
+            run: AtomicU64::new(0),
             live: Arc::default(),
         });
         let mut config = Config::new(SUFFIX);
+        // Most tests are about one request and its tunnel.
+        config.upstream_keep = Duration::ZERO;
         change(&mut config);
         let upstreams: Arc<dyn Upstreams> = Arc::clone(&stub) as _;
         let ingress = Ingress::new(config, Arc::new(tls), Arc::clone(&keys), upstreams);

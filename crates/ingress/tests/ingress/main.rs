@@ -1,6 +1,7 @@
 //! The ingress as clients meet it: real TLS over loopback, HTTP/1.1 and HTTP/2, hostile and kind.
 //! The app side is a tunnel whose other end the test holds.
 
+mod app_tls;
 mod client;
 mod details;
 mod fixture;
@@ -10,6 +11,7 @@ mod grpc;
 mod hostile;
 mod hostile_http2;
 mod lifecycle;
+mod pooling;
 mod refusals;
 mod routing;
 mod smuggling;

@@ -163,8 +163,8 @@ async fn too_many_waiters_are_told_to_come_back() {
 async fn an_app_that_hangs_up_or_talks_nonsense_is_an_empty_502() {
     let fixture = Fixture::new().await;
     for words in [
-        "",
         "nonsense\r\n\r\n",
+        "",
         "HTTP/1.1 101 Switching Protocols\r\n\r\n",
     ] {
         let app = async {

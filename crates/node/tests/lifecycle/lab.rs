@@ -9,7 +9,7 @@ use dormouse_core::microvm::{Event, IdlePolicy, Record, State};
 use dormouse_core::{AccountId, BuildId, EndpointId, ImageArn, MicrovmId, Timestamp, limits};
 use dormouse_node::boot::BootFiles;
 use dormouse_node::driver::{CommandError, Means};
-use dormouse_node::gate::LeasedStream;
+use dormouse_node::gate::{GatedStream, Lease};
 use dormouse_node::guest::Guest;
 use dormouse_node::layers::LayerCache;
 use dormouse_node::layout::{Layout, VmDir};
@@ -22,10 +22,12 @@ use dormouse_store::{Query, Store, Versioned};
 use std::io;
 use std::ops::Deref;
 use std::path::Path;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 use tempfile::TempDir;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::Semaphore;
 use tokio::time::{sleep, timeout};
@@ -48,8 +50,39 @@ pub(crate) struct Lab {
     dir: Arc<TempDir>,
 }
 
-/// A stream into a MicroVM.
-pub(crate) type Opened = LeasedStream<Box<dyn Stream>>;
+/// A stream into a MicroVM, as part of a request that is in flight.
+pub(crate) struct Opened {
+    stream: GatedStream<Box<dyn Stream>>,
+    _lease: Lease,
+}
+
+impl AsyncRead for Opened {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(context, buffer)
+    }
+}
+
+impl AsyncWrite for Opened {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(context, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+}
 
 /// Why a request was not answered.
 #[derive(Debug, thiserror::Error)]
@@ -353,7 +386,25 @@ impl Daemon {
 
     /// Opens a stream to the app.
     pub(crate) async fn open(&self, vm: &Record) -> Result<Opened, OpenError> {
-        self.node.open(&vm.endpoint, PORT).await
+        self.open_port(vm, PORT).await
+    }
+
+    /// Opens a stream to a port of the MicroVM as the proxy does.
+    pub(crate) async fn open_port(&self, vm: &Record, port: u16) -> Result<Opened, OpenError> {
+        for _ in 0..limits::OPEN_ATTEMPTS {
+            let lease = self.node.enter(&vm.endpoint).await?;
+            match lease.connect(port).await {
+                Err(OpenError::Gone) => {}
+                Err(error) => return Err(error),
+                Ok(stream) => {
+                    return Ok(Opened {
+                        stream,
+                        _lease: lease,
+                    });
+                }
+            }
+        }
+        Err(OpenError::WakeFailed)
     }
 
     /// Opens a stream to the app and closes it again.

@@ -285,7 +285,7 @@ fn port_without_a_listener_is_told_from_a_microvm_that_does_not_answer() {
     let lab = Lab::new();
     lab.day(async |daemon| {
         let vm = daemon.running(daemon.record()).await;
-        let refused = daemon.node.open(&vm.endpoint, 81).await.map(drop);
+        let refused = daemon.open_port(&vm, 81).await.map(drop);
         assert!(
             matches!(refused, Err(OpenError::NotListening)),
             "{refused:?}"
