@@ -1,5 +1,6 @@
 """A headless Chromium that trusts one more CA, driven by the DevTools protocol."""
 
+import contextlib
 import json
 import subprocess
 import tempfile
@@ -32,20 +33,22 @@ class Browser:
     """One page."""
 
     def __init__(self, ca_file):
-        self.home = tempfile.TemporaryDirectory(prefix="dormouse-browser-")
-        trust(Path(self.home.name), ca_file)
-        profile = Path(self.home.name) / "profile"
-        command = ["chromium", *OPTIONS, f"--user-data-dir={profile}", "about:blank"]
-        environment = {"HOME": self.home.name, "PATH": "/usr/bin:/bin"}
-        self.process = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL,
-                                        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         self.calls = 0
-        try:
-            port = self.wait_for_port(profile / "DevToolsActivePort")
-            self.socket = connect(page_address(port), max_size=None, proxy=None, compression=None)
-        except BaseException:
-            self.close()
-            raise
+        with contextlib.ExitStack() as stack:
+            # The browser's helpers end by themselves, and may still write for a moment.
+            folder = tempfile.TemporaryDirectory(prefix="dormouse-browser-", ignore_cleanup_errors=True)
+            home = Path(stack.enter_context(folder))
+            trust(home, ca_file)
+            command = ["chromium", *OPTIONS, f"--user-data-dir={home / 'profile'}", "about:blank"]
+            self.process = subprocess.Popen(
+                command, env={"HOME": str(home), "PATH": "/usr/bin:/bin"}, stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            stack.callback(self.process.wait)
+            stack.callback(self.process.kill)
+            port = self.wait_for_port(home / "profile/DevToolsActivePort")
+            page = connect(page_address(port), max_size=None, proxy=None, compression=None)
+            self.socket = stack.enter_context(page)
+            self.stack = stack.pop_all()
 
     def wait_for_port(self, file):
         deadline = time.monotonic() + START_TIMEOUT_S
@@ -90,11 +93,7 @@ class Browser:
         return self.run(CONVERSATION, address, protocols, messages)
 
     def close(self):
-        self.process.kill()
-        self.process.wait()
-        # Its helpers end by themselves, and may still write for a moment.
-        self.home._ignore_cleanup_errors = True
-        self.home.cleanup()
+        self.stack.close()
 
     def __enter__(self):
         return self

@@ -72,7 +72,7 @@ def test_websocket_that_is_refused(browser, endpoint, offered):
 def test_page_that_fetches(browser, endpoint):
     token = {"X-aws-proxy-auth": endpoint["token"]}
     browser.open(f"https://{endpoint['at']}/start", headers=token)
-    assert browser.run("document.body.innerText") == "a page at /start"
+    assert browser.run("document.body.innerText") == "a page at /start\n"
     answers = browser.run("""Promise.all(given[0].map(async headers => {
         const answer = await fetch("/again", {headers});
         return [answer.status, await answer.text(), performance.getEntriesByName(answer.url).pop().nextHopProtocol];

@@ -60,7 +60,11 @@ pub fn headers(data: &[u8]) {
         let Ok(route) = gate.admit(&request) else {
             continue;
         };
-        assert_eq!(route.endpoint.as_str(), ENDPOINT, "another's endpoint opens");
+        assert_eq!(
+            route.endpoint.as_str(),
+            ENDPOINT,
+            "another's endpoint opens"
+        );
         assert_eq!(sni, None, "a host that TLS did not name is served");
         let id = HeaderValue::from_static("id");
         let app = headers::for_app(request.headers.clone(), &route, id);
@@ -109,9 +113,8 @@ fn keys() -> &'static TokenKeys {
         let folder = tempfile::tempdir().expect("folder");
         let path = folder.path().join("keys");
         let key = BASE64.encode(KEY);
-        let set = format!(
-            r#"{{"keys":[{{"kty":"oct","kid":"{KEY_ID}","alg":"A256GCM","k":"{key}"}}]}}"#
-        );
+        let set =
+            format!(r#"{{"keys":[{{"kty":"oct","kid":"{KEY_ID}","alg":"A256GCM","k":"{key}"}}]}}"#);
         std::fs::write(&path, set).expect("key file");
         TokenKeys::load_or_create(&path).expect("keys")
     })
@@ -194,7 +197,13 @@ fn assert_fit_for_app(headers: &HeaderMap) {
         assert_eq!(headers.get_all(&once).iter().count(), 1, "{once}");
     }
     assert_eq!(headers[headers::REQUEST_ID], "id");
-    for name in ["keep-alive", "proxy-connection", "transfer-encoding", "proxy-authorization", "expect"] {
+    for name in [
+        "keep-alive",
+        "proxy-connection",
+        "transfer-encoding",
+        "proxy-authorization",
+        "expect",
+    ] {
         assert!(!headers.contains_key(name), "{name}");
     }
     let connection = headers.get(header::CONNECTION);
@@ -205,9 +214,15 @@ fn assert_fit_for_app(headers: &HeaderMap) {
 
 fn assert_no_offer(headers: &HeaderMap) {
     let lines = headers.get_all(header::SEC_WEBSOCKET_PROTOCOL);
-    for name in lines.iter().flat_map(|value| value.as_bytes().split(|byte| *byte == b',')) {
+    for name in lines
+        .iter()
+        .flat_map(|value| value.as_bytes().split(|byte| *byte == b','))
+    {
         let name = name.trim_ascii();
         assert_ne!(name, b"lambda-microvms", "the marker reaches the app");
-        assert!(!name.starts_with(AUTHENTICATION.as_bytes()), "a token reaches the app");
+        assert!(
+            !name.starts_with(AUTHENTICATION.as_bytes()),
+            "a token reaches the app"
+        );
     }
 }
