@@ -46,8 +46,12 @@ test-kvm: build ## Run the VM tests again on true KVM, in an emulated machine (a
 	@tests/kvm/test.sh
 
 .PHONY: bench
-bench: build ## Measure launch, suspend, resume and memory; writes target/bench.json
+bench: build ## Measure launch, suspend, resume, memory and the proxy; writes target/bench.json
 	@venv=$$(scripts/python-env.sh) && exec "$$venv/bin/python" scripts/bench.py
+
+.PHONY: fuzz
+fuzz: ## Run each fuzzer for a minute (DORMOUSE_FUZZ_SECONDS says otherwise)
+	@scripts/fuzz.sh
 
 .PHONY: examples
 examples: build ## Build and check every image under examples/ (an hour in software emulation)

@@ -14,7 +14,8 @@ assets=$cache/assets
 # QEMU before 10 cannot leave a guest's memory in its file when it saves the rest.
 qemu_major_min=10
 qemu_packages=(qemu-system-x86 qemu-utils)
-other_packages=(mmdebstrap e2fsprogs iproute2 nftables zip curl xz-utils python3-venv gcc make ca-certificates docker-registry pebble)
+other_packages=(mmdebstrap e2fsprogs iproute2 nftables zip curl xz-utils python3-venv gcc make ca-certificates docker-registry
+    chromium libnss3-tools pebble)
 
 say() { printf 'setup: %s\n' "$*" >&2; }
 die() { say "$*"; exit 1; }

@@ -38,6 +38,12 @@ drift() {
     DORMOUSE_TEST_PROFILE=release "$venv/bin/python" -m pytest tests/drift
 }
 
+websockets() {
+    local venv
+    venv=$(scripts/python-env.sh)
+    "$venv/bin/python" -m pytest tests/websocket
+}
+
 end_to_end() {
     local venv
     venv=$(scripts/python-env.sh)
@@ -51,6 +57,7 @@ step build make --no-print-directory build
 step base-disk scripts/test-disk.sh "$DORMOUSE_TEST_ASSETS"
 step unit-and-contract unit_tests
 step drift drift
+step websockets websockets
 step end-to-end end_to_end
 
 printf '\ntest: all passed in %ss (%s)\n' "$SECONDS" "$(IFS=,; echo "${passed[*]}")"

@@ -101,8 +101,8 @@ pub const REGISTRY_PROGRESS_INTERVAL: Duration = Duration::from_secs(5);
 pub const API_BODY_BYTES_MAX: usize = 1 << 20;
 /// Largest head (request line and headers) of an HTTP/1 request on any listener, in bytes.
 pub const HTTP_HEAD_BYTES_MAX: usize = 64 << 10;
-/// Most headers in one request on any listener.
-pub const HTTP_HEADERS_MAX: usize = 128;
+/// Most headers in one request on any listener. It is hyper's own limit, which hyper holds without an allocation.
+pub const HTTP_HEADERS_MAX: usize = 100;
 /// A client must finish sending a request's head within this.
 pub const HTTP_HEAD_TIMEOUT: Duration = Duration::from_secs(15);
 /// A client must finish its TLS handshake within this.
@@ -190,6 +190,8 @@ pub const PACED_CHUNK_BYTES_MIN: usize = 4 << 10;
 /// A paced stream moves at most what its MicroVM's bandwidth allows in this time, so that streams take turns.
 pub const PACED_CHUNK: Duration = Duration::from_millis(30);
 
+/// For so long a token that has just been opened is not decrypted again. A key that is taken away stays good for it.
+pub const TOKEN_TRUST: Duration = Duration::from_secs(1);
 /// Longest life of an endpoint token, in minutes.
 pub const TOKEN_MINUTES_MAX: i32 = 60;
 /// Days that one key signs endpoint tokens, unless configured otherwise.

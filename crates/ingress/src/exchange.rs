@@ -13,7 +13,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use dormouse_core::{EndpointId, limits};
 use http::request::Parts;
-use http::{HeaderMap, Method, StatusCode, Version};
+use http::{HeaderMap, HeaderValue, Method, StatusCode, Version};
 use http_body::{Body, Frame, SizeHint};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Instant;
@@ -31,7 +31,7 @@ pub const ACCESS_LOG: &str = "dormouse::access";
 /// What is known of an exchange. Times are from step to step.
 pub(crate) struct Exchange {
     begun: Instant,
-    request_id: String,
+    request_id: HeaderValue,
     trace_id: Option<String>,
     method: Method,
     path: String,
@@ -62,10 +62,15 @@ struct Destination {
 }
 
 impl Exchange {
-    pub(crate) fn begin(request: &Parts, request_id: &str, sums: Arc<Sums>, busy: Busy) -> Self {
+    pub(crate) fn begin(
+        request: &Parts,
+        request_id: &HeaderValue,
+        sums: Arc<Sums>,
+        busy: Busy,
+    ) -> Self {
         Self {
             begun: Instant::now(),
-            request_id: request_id.to_owned(),
+            request_id: request_id.clone(),
             trace_id: trace_id(&request.headers).map(str::to_owned),
             method: request.method.clone(),
             path: bounded(request.uri.path()).to_owned(),
@@ -83,6 +88,10 @@ impl Exchange {
             bytes_out: AtomicU64::new(0),
             complete: AtomicBool::new(false),
         }
+    }
+
+    fn request_id(&self) -> &str {
+        self.request_id.to_str().unwrap_or_default()
     }
 
     /// The token lets it pass, to a MicroVM if there is one.
@@ -155,7 +164,7 @@ impl Exchange {
             target: "dormouse::exchange",
             "exchange",
             step,
-            request_id = self.request_id,
+            request_id = self.request_id(),
             trace_id = self.trace_id,
         )
     }
@@ -190,7 +199,7 @@ impl Drop for Exchange {
         // recorded as text, so that each format escapes it.
         tracing::info!(
             target: ACCESS_LOG,
-            request_id = self.request_id,
+            request_id = self.request_id(),
             trace_id = self.trace_id,
             endpoint = to.map(|to| to.endpoint.as_str()),
             microvm = to.and_then(|to| to.vm.as_ref()).map(|vm| vm.microvm.as_str()),
@@ -200,9 +209,9 @@ impl Drop for Exchange {
             path = self.path,
             status = (status != 0).then_some(status),
             refusal = self.refusal.get().map(|refusal| refusal.name()),
-            complete = *self.complete.get_mut(),
-            bytes_in = *self.bytes_in.get_mut(),
-            bytes_out = *self.bytes_out.get_mut(),
+            complete = self.complete.load(Ordering::Relaxed),
+            bytes_in = self.bytes_in.load(Ordering::Relaxed),
+            bytes_out = self.bytes_out.load(Ordering::Relaxed),
             duration_us = micros(duration),
             wake_us = us(self.wake.get()),
             connect_us = us(self.connect.get()),

@@ -22,6 +22,9 @@ mod connections;
 mod exchange;
 mod file;
 mod frames;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod headers;
 mod listen;
 mod metrics;
@@ -38,6 +41,7 @@ mod shell;
 mod switch;
 mod tasks;
 mod token;
+mod token_cache;
 mod token_keys;
 mod traffic;
 mod tunnel;

@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 use crate::connections::{Connections, Seat};
 use crate::proxy::Client;
 use crate::tasks::Tasks;
+use crate::token_cache::TokenCache;
 use crate::upstream::Upstream;
 use crate::{Config, Ingress, Stream};
 
@@ -62,6 +63,7 @@ async fn serve_over(
         let client = Client {
             ingress: Arc::clone(&ingress),
             sni: None,
+            token_cache: TokenCache::default(),
             upstream: upstream.clone(),
             tasks: tasks.clone(),
             seat: Arc::new(seat),
@@ -198,7 +200,6 @@ fn protocol(client: &Client) -> auto::Builder<Tasks> {
         .http1()
         .timer(TokioTimer::new())
         .header_read_timeout(head_timeout)
-        .max_headers(limits::HTTP_HEADERS_MAX)
         .max_buf_size(limits::HTTP_HEAD_BYTES_MAX);
     builder
         .http2()

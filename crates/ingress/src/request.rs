@@ -3,6 +3,8 @@
 //! The checks come in AWS's order: host, token, port syntax, port grant. Nothing of a refused
 //! request reaches a MicroVM.
 
+use std::sync::Arc;
+
 use dormouse_core::{EndpointId, Timestamp, limits};
 use http::request::Parts;
 use http::uri::Authority;
@@ -14,6 +16,7 @@ use crate::refusal::Refusal;
 use crate::shell;
 use crate::switch::Ask;
 use crate::token::{Claims, TokenError, TokenKind};
+use crate::token_cache::TokenCache;
 use crate::token_keys::TokenKeys;
 use crate::upstream::Protocol;
 use crate::websocket::{Malformed, Offer};
@@ -49,6 +52,8 @@ pub(crate) struct Gate<'a> {
     /// The name in the TLS handshake. A client that connects by address sends none.
     pub(crate) sni: Option<&'a str>,
     pub(crate) keys: &'a TokenKeys,
+    /// What the client's connection brought before.
+    pub(crate) cache: &'a TokenCache,
     pub(crate) now: Timestamp,
 }
 
@@ -102,14 +107,14 @@ impl Gate<'_> {
     }
 
     /// What the token grants: the header's, or a browser's, which can send none.
-    fn claims(&self, headers: &HeaderMap, offer: &Offer<'_>) -> Result<Claims, Refusal> {
+    fn claims(&self, headers: &HeaderMap, offer: &Offer<'_>) -> Result<Arc<Claims>, Refusal> {
         let token = match single(headers, PROXY_AUTH).map_err(|Repeated| Refusal::AuthMissing)? {
             Some(value) => value.to_str().ok(),
             None => offer.token(),
         };
         let token = token.ok_or(Refusal::AuthMissing)?;
-        self.keys
-            .open(token, self.now)
+        self.cache
+            .open(self.keys, token, self.now)
             .map_err(|error| match error {
                 TokenError::Malformed => Refusal::AuthMissing,
                 TokenError::UnknownKey | TokenError::Forged | TokenError::Expired => {
@@ -255,6 +260,7 @@ mod tests {
                 names: &Names::new(&[SUFFIX], Default::default()),
                 sni,
                 keys: &self.keys,
+                cache: &TokenCache::default(),
                 now: Timestamp(NOW_S * 1000),
             };
             match gate.admit(&request.body(()).expect("request").into_parts().0)? {

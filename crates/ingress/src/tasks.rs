@@ -22,6 +22,8 @@ impl Tasks {
         F::Output: Send + 'static,
     {
         let kill = self.kill.clone();
+        // A future that wraps another keeps it two or three times, and a connection's is large.
+        let task = Box::pin(task);
         self.tracker.spawn(async move {
             kill.run_until_cancelled_owned(task).await;
         });

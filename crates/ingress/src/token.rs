@@ -42,6 +42,12 @@ impl Claims {
     pub fn allow(&self, port: u16) -> bool {
         self.ports.iter().any(|range| range.contains(port))
     }
+
+    /// Whether the grant is over.
+    #[must_use]
+    pub fn expired(&self, now: Timestamp) -> bool {
+        now.0 >= self.expires_s.saturating_mul(1000)
+    }
 }
 
 /// What a token may be used for.
@@ -174,7 +180,7 @@ impl TokenKeys {
             .map_err(|_| TokenError::Forged)?;
         let claims: Claims =
             serde_json::from_slice(plaintext).map_err(|_| TokenError::Malformed)?;
-        if now.0 >= claims.expires_s.saturating_mul(1000) {
+        if claims.expired(now) {
             return Err(TokenError::Expired);
         }
         Ok(claims)
@@ -226,6 +232,7 @@ fn json(value: &impl Serialize) -> Vec<u8> {
     serde_json::to_vec(value).expect("a struct of strings and numbers always serializes")
 }
 
+/// Fills `bytes` with what nobody can foresee.
 pub(crate) fn random(bytes: &mut [u8]) {
     aws_lc_rs::rand::fill(bytes).expect("the system's source of randomness does not fail");
 }

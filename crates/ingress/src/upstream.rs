@@ -82,7 +82,6 @@ impl Connection {
         match route.protocol {
             Protocol::Http1 => {
                 let (sender, connection) = http1::Builder::new()
-                    .max_headers(limits::HTTP_HEADERS_MAX)
                     .max_buf_size(limits::HTTP_HEAD_BYTES_MAX)
                     .handshake(tunnel)
                     .await

@@ -467,6 +467,18 @@ impl Daemon {
         reached.unwrap_or_else(|_| panic!("not {state:?}, but {:?}", self.journal.states(vm)))
     }
 
+    /// Waits until a MicroVM has come into this state so many times.
+    pub(crate) async fn until_count(&self, vm: &Record, state: State, count: usize) {
+        let mut changes = self.journal.changes();
+        let reached = async {
+            while self.journal.count(vm, state) < count {
+                changes.changed().await.unwrap();
+            }
+        };
+        let reached = timeout(self.patience, reached).await;
+        reached.unwrap_or_else(|_| panic!("not {state:?} {count} times"));
+    }
+
     /// Waits until no MicroVM is between two states.
     pub(crate) async fn at_rest(&self) {
         // What has just happened comes to its driver's ears; on a clock that jumps, all of it.

@@ -19,6 +19,7 @@ mod failures;
 mod hooks;
 mod journal;
 mod lab;
+mod races;
 mod random;
 mod serving;
 mod shells;
