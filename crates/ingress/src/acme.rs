@@ -114,51 +114,54 @@ pub struct Acme {
     domain: String,
     folder: PathBuf,
     challenges: Arc<Challenges>,
+    given: Arc<Given>,
+    /// The second at which the next certificate is ordered.
+    due_s: i64,
 }
 
 impl Acme {
-    /// A certificate for all names directly below `domain`. Account and certificate are kept in `folder`,
-    /// readable by their owner only.
+    /// A certificate for what `given` is for, all names directly below `domain`. Account and certificate are
+    /// kept in `folder`, readable by their owner only; one that is there and still good is served from now on.
     #[must_use]
-    pub fn new(
+    pub fn open(
         config: AcmeConfig,
         domain: &str,
         folder: &Path,
         challenges: Arc<Challenges>,
+        given: Arc<Given>,
     ) -> Self {
-        Self {
+        let now = SystemTime::now();
+        let mut acme = Self {
             config,
             domain: domain.to_owned(),
             folder: folder.to_owned(),
             challenges,
+            given,
+            due_s: seconds(now),
+        };
+        if let Ok(checked) = acme.files().checked(&acme.name(), now) {
+            acme.due_s = renewal_s(&checked, random_part());
+            acme.given.put(checked.key);
         }
+        acme
     }
 
-    /// Puts the stored certificate into `given`, if it is still good, and from then on a new one whenever
-    /// it is time, until `stop`.
-    pub async fn run(self, given: Arc<Given>, stop: CancellationToken) {
-        let now = SystemTime::now();
-        let mut due_s = match self.files().checked(given.name(), now) {
-            Ok(checked) => {
-                given.put(Arc::clone(&checked.key));
-                renewal_s(&checked, random_part())
-            }
-            Err(_) => seconds(now),
-        };
+    /// Orders a new certificate whenever it is time, until `stop`.
+    pub async fn run(mut self, stop: CancellationToken) {
         let mut failures = 0;
-        while wait_until(due_s, &stop).await {
+        while wait_until(self.due_s, &stop).await {
             match self.obtain(&stop).await {
                 None => return,
                 Some(Ok(checked)) => {
                     failures = 0;
-                    given.put(Arc::clone(&checked.key));
-                    due_s = renewal_s(&checked, random_part());
+                    self.due_s = renewal_s(&checked, random_part()).max(halfway_s(&checked));
+                    self.given.put(checked.key);
                     tracing::info!(domain = self.domain, "the ACME server issued a certificate");
                 }
                 Some(Err(error)) => {
                     failures += 1;
                     let pause = pause(failures, random_part());
-                    due_s = seconds(SystemTime::now() + pause);
+                    self.due_s = seconds(SystemTime::now() + pause);
                     let (error, again_in_s) = (&error as &dyn Error, pause.as_secs());
                     tracing::warn!(
                         error,
@@ -357,6 +360,13 @@ fn renewal_s(checked: &Checked, random: f64) -> i64 {
     let (begin_s, end_s) = checked.validity_s;
     let part = 2.0 / 3.0 + random / 30.0;
     begin_s + ((end_s - begin_s) as f64 * part) as i64
+}
+
+/// The second at which half of what is left of a certificate's life is over. One that was old when it came
+/// is not ordered anew at once, again and again.
+fn halfway_s(checked: &Checked) -> i64 {
+    let now_s = seconds(SystemTime::now());
+    now_s + (checked.validity_s.1 - now_s) / 2
 }
 
 /// How long to wait after so many failures in a row: ever longer, and not all daemons equally long.

@@ -47,7 +47,7 @@ struct Tls {
     endpoints: Arc<ServerConfig>,
     services: Arc<ServerConfig>,
     followed: Vec<Followed>,
-    acme: Option<(Acme, Arc<Given>)>,
+    acme: Option<Acme>,
 }
 
 impl Front {
@@ -135,8 +135,8 @@ impl Front {
         }
         let followed = self.tls.followed.into_iter();
         tasks.extend(followed.map(|files| tokio::spawn(files.follow(stop.clone()))));
-        if let Some((acme, given)) = self.tls.acme {
-            tasks.push(tokio::spawn(acme.run(given, stop.clone())));
+        if let Some(acme) = self.tls.acme {
+            tasks.push(tokio::spawn(acme.run(stop.clone())));
         }
         tasks
     }
@@ -163,8 +163,7 @@ impl Tls {
         let acme = config.tls.acme.clone().map(|acme| {
             let folder = config.data_dir.join("tls/acme");
             let challenges = Arc::clone(challenges);
-            let acme = Acme::new(acme, &config.endpoint_domain, &folder, challenges);
-            (acme, wildcard)
+            Acme::open(acme, &config.endpoint_domain, &folder, challenges, wildcard)
         });
         let names = suffixes.iter();
         let names = names.flat_map(|suffix| [format!("*.{suffix}"), (*suffix).to_owned()]);

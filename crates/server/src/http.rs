@@ -1,7 +1,7 @@
 //! The control API, STS and, for every path that is not its own, the embedded S3: on the plain listener, and
 //! on connections that `connect` has taken TLS off.
 //!
-//! A request to one of AWS's own host names is for that service, whatever its path.
+//! A request that names S3's own host is S3's, whatever its path.
 
 use crate::api::extension::{self, is_extension_path};
 use crate::api::{self, sts};
