@@ -194,7 +194,7 @@ impl World {
 
     /// An ingress without a listener.
     fn ingress(&self, config: &Config, node: &Arc<Node>, tokens: &Arc<TokenKeys>) -> Ingress {
-        let authority = Authority::load_or_create(self.dir.path()).unwrap();
+        let authority = Arc::new(Authority::load_or_create(self.dir.path()).unwrap());
         let tls = authority.server_config(&config.endpoint_domain, &[]);
         let upstreams = LocalUpstreams {
             node: Arc::clone(node),
