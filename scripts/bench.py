@@ -86,11 +86,15 @@ def with_daemon(parts):
 
 
 def daemon_options():
-    options = []
+    """What is measured is the daemon: the limits of endpoints are off, unless the configuration has its own."""
+    options = ["--config", str(HOME / "daemon.toml")]
+    given = os.environ.get("DORMOUSE_BENCH_CONFIG")
+    config = Path(given).read_text() if given else ""
+    if "[limits]" not in config:
+        config += '\n[limits]\nin_flight = "off"\nrequests_per_second = "off"\nbandwidth_mb_per_second = "off"\n'
+    (HOME / "daemon.toml").write_text(config)
     if accel := os.environ.get("DORMOUSE_TEST_ACCEL"):
         options += ["--accel", accel]
-    if config := os.environ.get("DORMOUSE_BENCH_CONFIG"):
-        options += ["--config", config]
     return options
 
 

@@ -15,7 +15,7 @@ assets=$cache/assets
 qemu_major_min=10
 qemu_packages=(qemu-system-x86 qemu-utils)
 other_packages=(mmdebstrap e2fsprogs iproute2 nftables zip curl xz-utils python3-venv gcc make ca-certificates docker-registry
-    chromium libnss3-tools)
+    chromium libnss3-tools pebble)
 
 say() { printf 'setup: %s\n' "$*" >&2; }
 die() { say "$*"; exit 1; }

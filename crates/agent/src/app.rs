@@ -10,6 +10,7 @@ use dormouse_core::limits;
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Pid, Signal, kill_process};
 use std::io;
+use std::process::Stdio;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::io::AsyncReadExt;
@@ -70,7 +71,7 @@ impl App {
         let stderr = stdout
             .try_clone()
             .map_err(StartError::host("share the pipe of the output"))?;
-        let started = plan.start(reaper, &self.cgroup, stdout, stderr)?;
+        let started = plan.start(reaper, &self.cgroup, Stdio::null(), [stdout, stderr])?;
         self.phase.send_replace(Phase::Running(started.pid));
         tokio::spawn(self.clone().supervise(started, output));
         Ok(Some(()))

@@ -4,9 +4,11 @@
 //! /                the agent
 //! └── guest        everything of the customer's; frozen as a whole
 //!     ├── app
-//!     └── exec-N   one for each command that the host runs
+//!     ├── exec-N   one for each command that the host runs
+//!     └── shell-N  one for each shell that somebody has open
 //! ```
 
+use crate::console;
 use rustix::fs::{AtFlags, Mode, OFlags, mkdirat, openat, unlinkat};
 use std::io;
 use std::os::fd::OwnedFd;
@@ -15,6 +17,9 @@ use std::time::{Duration, Instant};
 /// Longest file of a control group that is read, in bytes.
 const FILE_BYTES_MAX: usize = 4096;
 const POLL: Duration = Duration::from_millis(1);
+/// Killed processes are gone within this.
+const GONE_TIMEOUT: Duration = Duration::from_secs(10);
+const GONE_POLL: Duration = Duration::from_millis(5);
 
 /// One control group, held by a descriptor of its folder.
 #[derive(Debug)]
@@ -42,6 +47,19 @@ impl Cgroup {
     /// Removes an empty group below this one.
     pub(crate) fn remove_child(&self, name: &str) -> io::Result<()> {
         Ok(unlinkat(&self.dir, name, AtFlags::REMOVEDIR)?)
+    }
+
+    /// Removes a group below this one once its processes, which were killed, are gone.
+    pub(crate) async fn remove_child_once_empty(&self, child: &Self, name: &str) {
+        let gone = async {
+            while child.is_populated().unwrap_or(false) {
+                tokio::time::sleep(GONE_POLL).await;
+            }
+        };
+        let _ = tokio::time::timeout(GONE_TIMEOUT, gone).await;
+        if let Err(error) = self.remove_child(name) {
+            console::say(format_args!("cannot remove control group {name}: {error}"));
+        }
     }
 
     /// The file through which a process joins: it writes `0`.

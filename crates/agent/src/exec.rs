@@ -6,12 +6,13 @@ use crate::console;
 use crate::isolation::Leftovers;
 use crate::process::{Plan, StartError, Started};
 use crate::reaper::Reaper;
-use bytes::{BufMut, Bytes, BytesMut};
-use dormouse_core::guest::{Exit, FRAME_HEADER_LEN, FRAME_PAYLOAD_MAX, FrameKind};
+use bytes::{Bytes, BytesMut};
+use dormouse_core::guest::{Exit, FRAME_HEADER_LEN, FRAME_PAYLOAD_MAX, FrameKind, put_frame};
 use hyper::body::{Body, Frame};
 use rustix::pipe::{PipeFlags, pipe_with};
 use std::convert::Infallible;
 use std::pin::Pin;
+use std::process::Stdio;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -26,9 +27,6 @@ const READ_BYTES: usize = 32 * 1024;
 const _: () = assert!(READ_BYTES <= FRAME_PAYLOAD_MAX);
 /// Output that is still in the pipes when a command ends is read for at most this long.
 const LAST_OUTPUT_TIMEOUT: Duration = Duration::from_secs(10);
-/// Killed processes are gone within this.
-const GONE_TIMEOUT: Duration = Duration::from_secs(10);
-const GONE_POLL: Duration = Duration::from_millis(5);
 
 /// The answer's body: frames, the last of which is the exit.
 #[derive(Debug)]
@@ -66,7 +64,7 @@ pub(crate) fn start(
     let (stdout, stdout_end) = pipes().map_err(make)?;
     let make = StartError::host("make a pipe for the errors");
     let (stderr, stderr_end) = pipes().map_err(make)?;
-    let started = match plan.start(reaper, &cgroup, stdout_end, stderr_end) {
+    let started = match plan.start(reaper, &cgroup, Stdio::null(), [stdout_end, stderr_end]) {
         Ok(started) => started,
         Err(error) => {
             // The failed child may not be out of it yet; an empty group that stays costs little.
@@ -81,7 +79,7 @@ pub(crate) fn start(
     ];
     tokio::spawn(async move {
         supervise(started, &cgroup, readers, leftovers, frames).await;
-        remove(&guest, &cgroup, &name).await;
+        guest.remove_child_once_empty(&cgroup, &name).await;
     });
     Ok(Frames(receiver))
 }
@@ -121,49 +119,20 @@ async fn forward(mut output: pipe::Receiver, kind: FrameKind, frames: mpsc::Send
     }
 }
 
-/// Removes the command's group once its processes are gone.
-async fn remove(guest: &Cgroup, cgroup: &Cgroup, name: &str) {
-    let gone = async {
-        while cgroup.is_populated().unwrap_or(false) {
-            tokio::time::sleep(GONE_POLL).await;
-        }
-    };
-    let _ = tokio::time::timeout(GONE_TIMEOUT, gone).await;
-    if let Err(error) = guest.remove_child(name) {
-        console::say(format_args!("cannot remove control group {name}: {error}"));
-    }
-}
-
 fn exit_frame(exit: Exit) -> Bytes {
     let json = serde_json::to_vec(&exit).expect("an exit has only plain fields");
     frame(FrameKind::Exit, &json)
 }
 
-/// One frame: kind, length of the payload, payload.
 fn frame(kind: FrameKind, payload: &[u8]) -> Bytes {
-    let len = u32::try_from(payload.len()).expect("payloads are shorter than FRAME_PAYLOAD_MAX");
     let mut bytes = BytesMut::with_capacity(FRAME_HEADER_LEN + payload.len());
-    bytes.put_u8(kind as u8);
-    bytes.put_u32(len);
-    bytes.put_slice(payload);
+    put_frame(&mut bytes, kind, payload);
     bytes.freeze()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_frame_is_kind_length_and_payload() {
-        assert_eq!(
-            frame(FrameKind::Stderr, b"oops").as_ref(),
-            b"\x02\x00\x00\x00\x04oops"
-        );
-        assert_eq!(
-            frame(FrameKind::Stdout, &[7; 300])[..5],
-            [1, 0, 0, 0x01, 0x2c]
-        );
-    }
 
     #[test]
     fn the_last_frame_tells_the_exit() {

@@ -35,9 +35,16 @@ pub(crate) fn open_up(guest: &Cgroup) -> io::Result<()> {
 /// Makes the group of the calling process the root that it sees, writable. Called between fork and exec: it
 /// makes system calls only.
 pub(crate) fn own_cgroup() -> io::Result<()> {
-    // SAFETY: only descriptor tables are dangerous to take apart, and this leaves them alone.
-    unsafe { unshare_unsafe(UnshareFlags::NEWCGROUP)? };
+    leave_cgroups()?;
     let plain = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
     mount(c"cgroup2", CGROUPS, c"cgroup2", plain, None)?;
+    Ok(())
+}
+
+/// Makes the group of the calling process the root of all that it may mount; what is mounted stays as the app
+/// sees it. Called between fork and exec: it makes system calls only.
+pub(crate) fn leave_cgroups() -> io::Result<()> {
+    // SAFETY: only descriptor tables are dangerous to take apart, and this leaves them alone.
+    unsafe { unshare_unsafe(UnshareFlags::NEWCGROUP)? };
     Ok(())
 }

@@ -9,7 +9,7 @@ use crate::program::{self, Image, ProgramError};
 use crate::reaper::Reaper;
 use dormouse_core::guest::{Exit, ProcessSpec};
 use rustix::fs::{Mode, OFlags};
-use rustix::process::{Gid, Pid, Resource, Rlimit, Uid, setrlimit, setsid};
+use rustix::process::{Gid, Pid, Resource, Rlimit, Uid, ioctl_tiocsctty, setrlimit, setsid};
 use rustix::thread::{
     CapabilitySet, remove_capability_from_bounding_set, set_thread_gid, set_thread_groups,
     set_thread_uid,
@@ -125,6 +125,8 @@ pub(crate) enum Rights {
     Command,
     /// All that there is; [`crate::privilege::open_up`] comes before.
     All,
+    /// The same, for what runs beside an app that has it.
+    AllBeside,
 }
 
 /// A process that is ready to start: everything that may wait for the disk is done.
@@ -136,6 +138,15 @@ pub(crate) struct Plan {
     rights: Rights,
     timeout: Option<Duration>,
     isolation: Option<Isolation>,
+}
+
+/// What a process's standard streams are to it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Streams {
+    /// Files and pipes.
+    Plain,
+    /// The terminal that controls its session.
+    Terminal,
 }
 
 /// A started process.
@@ -190,18 +201,47 @@ impl Plan {
         self,
         reaper: &Reaper,
         cgroup: &Cgroup,
-        stdout: OwnedFd,
-        stderr: OwnedFd,
+        stdin: Stdio,
+        [stdout, stderr]: [OwnedFd; 2],
     ) -> Result<Started, StartError> {
         // A program may open its own `/dev/stdout`: let it be the owner.
-        let owner = (
-            Uid::from_raw(self.account.uid),
-            Gid::from_raw(self.account.gid),
-        );
+        let (uid, gid) = self.owner();
         for stream in [&stdout, &stderr] {
-            rustix::fs::fchown(stream, Some(owner.0), Some(owner.1))
+            rustix::fs::fchown(stream, Some(uid), Some(gid))
                 .map_err(StartError::host("give the output to the user"))?;
         }
+        let streams = [stdin, stdout.into(), stderr.into()];
+        self.spawn(reaper, cgroup, streams, Streams::Plain)
+    }
+
+    /// Starts the process like [`Plan::start`], with a terminal for its three streams that controls it.
+    pub(crate) fn start_on_terminal(
+        self,
+        reaper: &Reaper,
+        cgroup: &Cgroup,
+        terminal: OwnedFd,
+    ) -> Result<Started, StartError> {
+        let share = || terminal.try_clone().map(Stdio::from);
+        let streams = || Ok([share()?, share()?, share()?]);
+        let streams = streams().map_err(StartError::host::<io::Error>("share the terminal"))?;
+        self.spawn(reaper, cgroup, streams, Streams::Terminal)
+    }
+
+    fn owner(&self) -> (Uid, Gid) {
+        (
+            Uid::from_raw(self.account.uid),
+            Gid::from_raw(self.account.gid),
+        )
+    }
+
+    fn spawn(
+        self,
+        reaper: &Reaper,
+        cgroup: &Cgroup,
+        [stdin, stdout, stderr]: [Stdio; 3],
+        kind: Streams,
+    ) -> Result<Started, StartError> {
+        let owner = self.owner();
         let entrance = cgroup
             .entrance()
             .map_err(StartError::host("open the control group"))?;
@@ -214,7 +254,7 @@ impl Plan {
         let (image, rights, isolation) = (self.image, self.rights, self.isolation);
         let mut command = Command::new(&self.program);
         let cwd = CString::new(self.cwd.as_os_str().as_bytes())?;
-        command.stdin(Stdio::null()).stdout(stdout).stderr(stderr);
+        command.stdin(stdin).stdout(stdout).stderr(stderr);
         // SAFETY: the closure runs between fork and exec. It makes system calls only: it neither
         // allocates nor takes a lock, and what it uses was made before the fork.
         unsafe {
@@ -225,6 +265,10 @@ impl Plan {
                     isolation.enter()?;
                 }
                 rustix::process::chdir(cwd.as_c_str())?;
+                setsid()?;
+                if kind == Streams::Terminal {
+                    ioctl_tiocsctty(rustix::stdio::stdin())?;
+                }
                 enter_container(rights, owner, &groups)?;
                 Err(image.execute())
             })
@@ -277,10 +321,9 @@ impl Started {
 
 /// The child's last steps before it becomes the program.
 fn enter_container(rights: Rights, owner: (Uid, Gid), groups: &[Gid]) -> io::Result<()> {
-    setsid()?;
     let open_files = match rights {
         Rights::App => APP_OPEN_FILES,
-        Rights::Command | Rights::All => COMMAND_OPEN_FILES,
+        Rights::Command | Rights::All | Rights::AllBeside => COMMAND_OPEN_FILES,
     };
     setrlimit(Resource::Nofile, open_files)?;
     let score = rustix::fs::open(
@@ -292,6 +335,7 @@ fn enter_container(rights: Rights, owner: (Uid, Gid), groups: &[Gid]) -> io::Res
     match rights {
         Rights::App | Rights::Command => drop_capabilities()?,
         Rights::All => privilege::own_cgroup()?,
+        Rights::AllBeside => privilege::leave_cgroups()?,
     }
     set_thread_groups(groups)?;
     set_thread_gid(owner.1)?;

@@ -7,6 +7,7 @@ use crate::freezer::{FreezeError, Freezer};
 use crate::process::{Plan, Rights, StartError};
 use crate::reaper::Reaper;
 use crate::refusal::Refusal;
+use crate::shell::{self, Shell};
 use crate::trust::Lent;
 use crate::{
     archive, body_reader, copy, exec, isolation, power, privilege, tree_copy, trees, tunnel,
@@ -14,7 +15,7 @@ use crate::{
 use bytes::Bytes;
 use dormouse_core::guest::{
     AppSpec, AppState, AppStatus, COPY_SPEC, CopySpec, ExecSpec, GENERATION, Hello, LOG_NEXT,
-    LOG_START, ThawSpec, TreeCopySpec, Trusted,
+    LOG_START, SHELL_PROTOCOL, ShellSpec, ThawSpec, TreeCopySpec, Trusted,
 };
 use dormouse_core::limits;
 use http::{Method, Request, Response, StatusCode, header};
@@ -28,6 +29,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+use tokio::sync::Semaphore;
 
 /// Largest JSON body, in bytes: a command line of a size that the kernel takes, and a script in hex.
 const JSON_BYTES_MAX: usize = 4 << 20;
@@ -43,7 +45,11 @@ pub(crate) struct Agent {
     freezer: Arc<Freezer>,
     app: App,
     reaper: Reaper,
-    execs: AtomicU64,
+    /// Numbers the control groups of commands and shells.
+    numbers: AtomicU64,
+    /// How the app was started last.
+    app_spec: Mutex<Option<AppSpec>>,
+    shell_places: Arc<Semaphore>,
     lent_trust: Mutex<Option<Lent>>,
 }
 
@@ -58,7 +64,9 @@ impl Agent {
             app: App::new(&guest)?,
             guest,
             reaper,
-            execs: AtomicU64::new(0),
+            numbers: AtomicU64::new(0),
+            app_spec: Mutex::default(),
+            shell_places: Arc::new(Semaphore::new(limits::SHELLS_MAX)),
             lent_trust: Mutex::default(),
         })
     }
@@ -79,6 +87,15 @@ impl Agent {
             exit,
             cpu_usec,
         })
+    }
+
+    /// A name for a control group that no other has.
+    fn group_name(&self, kind: &str) -> String {
+        format!("{kind}-{}", self.numbers.fetch_add(1, Ordering::Relaxed))
+    }
+
+    fn app_spec(&self) -> MutexGuard<'_, Option<AppSpec>> {
+        self.app_spec.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn lent_trust(&self) -> MutexGuard<'_, Option<Lent>> {
@@ -106,6 +123,7 @@ pub(crate) async fn answer(agent: Arc<Agent>, request: Request<Incoming>) -> Ans
         (&Method::GET, "/v1/app/wait") => wait(&agent).await,
         (&Method::GET, "/v1/app/logs") => logs(&agent, &request).await,
         (&Method::POST, "/v1/exec") => exec(&agent, request).await,
+        (&Method::POST, "/v1/shell") => shell(&agent, request).await,
         (&Method::POST, "/v1/copy") => copy(&agent, request).await,
         (&Method::POST, "/v1/unpack") => unpack(&agent, request).await,
         (_, path) if path.starts_with("/v1/trees/") => tree(&agent, request).await,
@@ -150,13 +168,17 @@ async fn start(agent: &Agent, request: Request<Incoming>) -> Result<Answer, Refu
     } else {
         Rights::App
     };
-    let plan = run_blocking(move || Plan::new(spec.process, rights)).await??;
+    let process = spec.process.clone();
+    let plan = run_blocking(move || Plan::new(process, rights)).await??;
     let starting = agent
         .freezer
         .start(|| agent.app.start(plan, &agent.reaper))
         .ok_or_else(frozen)?;
     match starting? {
-        Some(()) => agent.status().map(|status| json(&status)),
+        Some(()) => {
+            *agent.app_spec() = Some(spec);
+            agent.status().map(|status| json(&status))
+        }
         None => Err(Refusal::new(
             StatusCode::CONFLICT,
             "the app is running already",
@@ -185,7 +207,7 @@ async fn logs(agent: &Agent, request: &Request<Incoming>) -> Result<Answer, Refu
 async fn exec(agent: &Agent, request: Request<Incoming>) -> Result<Answer, Refusal> {
     must_run(agent)?;
     let spec: ExecSpec = read_json(request).await?;
-    let name = format!("exec-{}", agent.execs.fetch_add(1, Ordering::Relaxed));
+    let name = agent.group_name("exec");
     let own = name.clone();
     let (plan, leftovers) = run_blocking(move || isolation::prepare(spec, &own)).await??;
     let frames = agent
@@ -193,6 +215,34 @@ async fn exec(agent: &Agent, request: Request<Incoming>) -> Result<Answer, Refus
         .start(|| exec::start(plan, &agent.reaper, agent.guest.clone(), name, leftovers))
         .ok_or_else(frozen)??;
     Ok(Response::new(frames.boxed_unsync()))
+}
+
+async fn shell(agent: &Agent, mut request: Request<Incoming>) -> Result<Answer, Refusal> {
+    must_run(agent)?;
+    let no_app = || Refusal::new(StatusCode::CONFLICT, "the app was not started");
+    let app = agent.app_spec().clone().ok_or_else(no_app)?;
+    let place = agent.shell_places.clone().try_acquire_owned();
+    let place = place.map_err(|_| {
+        let message = format!("{} shells are open already", limits::SHELLS_MAX);
+        Refusal::new(StatusCode::TOO_MANY_REQUESTS, message)
+    })?;
+    let host = hyper::upgrade::on(&mut request);
+    let spec: ShellSpec = read_json(request).await?;
+    let terminal = spec.terminal;
+    let plan = run_blocking(move || shell::prepare(&spec, &app)).await??;
+    let name = agent.group_name("shell");
+    let shell = agent
+        .freezer
+        .start(|| Shell::start(plan, terminal, &agent.reaper, agent.guest.clone(), name))
+        .ok_or_else(frozen)??;
+    tokio::spawn(shell.serve(host, place));
+    let mut response = empty(StatusCode::SWITCHING_PROTOCOLS);
+    let headers = response.headers_mut();
+    let protocol = header::HeaderValue::from_static(SHELL_PROTOCOL);
+    headers.insert(header::UPGRADE, protocol);
+    let upgrade = header::HeaderValue::from_static("upgrade");
+    headers.insert(header::CONNECTION, upgrade);
+    Ok(response)
 }
 
 async fn copy(agent: &Agent, request: Request<Incoming>) -> Result<Answer, Refusal> {

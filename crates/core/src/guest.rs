@@ -13,6 +13,7 @@
 //! | `GET /v1/app/wait` | – | [`AppStatus`] once the app has exited; held open until then |
 //! | `GET /v1/app/logs?after=N` | – | log bytes from offset N; headers [`LOG_START`] and [`LOG_NEXT`]; with `&wait_ms=M` (30,000 at most) it waits for the first |
 //! | `POST /v1/exec` | [`ExecSpec`] | a stream of frames, see [`FrameKind`] |
+//! | `POST /v1/shell`, upgrade to [`SHELL_PROTOCOL`] | [`ShellSpec`] | 101, then frames both ways; 429 when too many are open. Who closes the stream hangs up |
 //! | `POST /v1/copy` | tar; [`CopySpec`] in the header [`COPY_SPEC`] | 204 |
 //! | `POST /v1/trust` | CA certificates as PEM | [`Trusted`]: programs trust them too |
 //! | `DELETE /v1/trust` | – | 204: no longer, as far as nobody made them his own |
@@ -27,6 +28,12 @@
 //! | `POST /v1/poweroff` | – | 202, then the app is terminated, the disk unmounted and the VM off |
 //!
 //! An error is a status of 400 or above with an [`AgentError`] as its body.
+
+mod frame;
+
+pub use frame::{
+    FRAME_HEADER_LEN, FRAME_PAYLOAD_MAX, FrameError, FrameKind, put_frame, whole_frame,
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -51,6 +58,9 @@ pub const LOG_START: &str = "x-dormouse-log-start";
 pub const LOG_NEXT: &str = "x-dormouse-log-next";
 /// Header of a copy request: a [`CopySpec`] as JSON.
 pub const COPY_SPEC: &str = "x-dormouse-copy";
+
+/// The protocol that a shell's connection goes on with.
+pub const SHELL_PROTOCOL: &str = "dormouse-shell";
 
 /// What the agent says of itself.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -277,36 +287,24 @@ impl std::fmt::Debug for ThawSpec {
     }
 }
 
-/// Kinds of frame in the answer to `POST /v1/exec`: one byte of kind, four of big-endian length, then
-/// the payload. The last frame is an exit.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[repr(u8)]
-pub enum FrameKind {
-    /// Bytes of standard output.
-    Stdout = 1,
-    /// Bytes of standard error.
-    Stderr = 2,
-    /// An [`Exit`] as JSON.
-    Exit = 3,
+/// A shell to open: it sees what the app sees, as root.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ShellSpec {
+    /// Its terminal's size at the beginning; none for a shell without a terminal.
+    pub terminal: Option<TerminalSize>,
+    /// What the shell is to run, as after `sh -c`; none for what it reads.
+    #[serde(default)]
+    pub command: Option<String>,
 }
 
-impl FrameKind {
-    /// The kind that a byte stands for.
-    #[must_use]
-    pub fn from_byte(byte: u8) -> Option<Self> {
-        match byte {
-            1 => Some(Self::Stdout),
-            2 => Some(Self::Stderr),
-            3 => Some(Self::Exit),
-            _ => None,
-        }
-    }
+/// Size of a terminal in characters; 0 by 0 when nobody knows it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct TerminalSize {
+    /// Columns.
+    pub cols: u16,
+    /// Rows.
+    pub rows: u16,
 }
-
-/// Bytes before a frame's payload.
-pub const FRAME_HEADER_LEN: usize = 5;
-/// Longest payload of one frame, in bytes.
-pub const FRAME_PAYLOAD_MAX: usize = 64 * 1024;
 
 /// The body of a refusal by the agent.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -107,8 +107,33 @@ pub const HTTP_HEADERS_MAX: usize = 100;
 pub const HTTP_HEAD_TIMEOUT: Duration = Duration::from_secs(15);
 /// A client must finish its TLS handshake within this.
 pub const TLS_HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Largest file with a certificate or its key, in bytes.
+pub const CERTIFICATE_BYTES_MAX: u64 = 1 << 20;
+/// How often the files of a given certificate are looked at.
+pub const CERTIFICATE_CHECK: Duration = Duration::from_secs(1);
+/// One request to an ACME server must be answered within this.
+pub const ACME_REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
+/// Largest answer of an ACME server, in bytes.
+pub const ACME_ANSWER_BYTES_MAX: usize = 1 << 20;
+/// One order of a certificate must be through within this, the hook included.
+pub const ACME_TIMEOUT: Duration = Duration::from_secs(900);
+/// The hook must have put a challenge into DNS, or taken it out, within this.
+pub const ACME_HOOK_TIMEOUT: Duration = Duration::from_secs(300);
+/// What is kept of a failed hook's output, in bytes.
+pub const ACME_HOOK_OUTPUT_BYTES_MAX: u64 = 4 << 10;
+/// Pause after the first order that failed; each further pause is twice as long.
+pub const ACME_PAUSE: Duration = Duration::from_secs(60);
+/// Longest pause between two orders that fail.
+pub const ACME_PAUSE_MAX: Duration = Duration::from_secs(6 * 3600);
+/// How often the wall clock is looked at while a certificate is not due yet.
+pub const ACME_CLOCK_CHECK: Duration = Duration::from_secs(3600);
+/// Certificates for custom domains that are kept; beyond it each handshake has one issued.
+pub const DOMAIN_CERTIFICATES_MAX: usize = 10_000;
 /// Most client connections at once on one listener.
 pub const CONNECTIONS_MAX: usize = 10_000;
+
+/// Connections that may read metrics at once.
+pub const SCRAPES_AT_ONCE: usize = 16;
 
 /// How long a graceful stop of the ingress waits for requests in flight.
 pub const INGRESS_DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
@@ -141,10 +166,49 @@ pub const APP_TLS_PATIENCE: Duration = Duration::from_millis(250);
 /// A WebSocket client that was told to close, because its MicroVM went away, has this long to do so.
 pub const WEBSOCKET_CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// A client connection without a request in flight is closed after this.
+pub const IDLE_CONNECTION_TIMEOUT: Duration = Duration::from_secs(600);
+/// A client connection that is closed to make room gets this long to take its leave.
+pub const SHED_GRACE: Duration = Duration::from_secs(1);
+/// A request body of a stated length must go on within this, as long as somebody wants to read it.
+pub const BODY_STALL_TIMEOUT: Duration = Duration::from_secs(60);
+/// A client must take what it is sent within this.
+pub const CLIENT_UNREAD_TIMEOUT: Duration = Duration::from_secs(300);
+/// Longest path in the access log, in bytes; what comes after is left out.
+pub const LOGGED_PATH_BYTES_MAX: usize = 256;
+
+/// Requests of one MicroVM that may wait for their turn under its limits.
+pub const TURN_WAITERS_MAX: usize = WAKE_WAITERS_MAX;
+/// How long a request to a MicroVM that is awake waits for its turn before it is refused.
+pub const TURN_PATIENCE: Duration = Duration::from_secs(1);
+/// Bandwidth that is left unused gathers for this long.
+pub const BANDWIDTH_BURST: Duration = Duration::from_millis(250);
+/// Most bytes that one stream moves at once under a bandwidth limit.
+pub const PACED_CHUNK_BYTES_MAX: usize = 64 << 10;
+/// Fewest bytes that one stream moves at once under a bandwidth limit.
+pub const PACED_CHUNK_BYTES_MIN: usize = 4 << 10;
+/// A paced stream moves at most what its MicroVM's bandwidth allows in this time, so that streams take turns.
+pub const PACED_CHUNK: Duration = Duration::from_millis(30);
+
 /// For so long a token that has just been opened is not decrypted again. A key that is taken away stays good for it.
 pub const TOKEN_TRUST: Duration = Duration::from_secs(1);
 /// Longest life of an endpoint token, in minutes.
 pub const TOKEN_MINUTES_MAX: i32 = 60;
+/// Days that one key signs endpoint tokens, unless configured otherwise.
+pub const TOKEN_ROTATE_DAYS: u32 = 30;
+/// Most days that one key may sign endpoint tokens.
+pub const TOKEN_ROTATE_DAYS_MAX: u32 = 365;
+/// A key that signs no more still opens tokens for this long: the longest life of a token, and some time
+/// for clocks that differ.
+pub const TOKEN_KEY_OVERLAP: Duration = Duration::from_secs((TOKEN_MINUTES_MAX as u64 + 10) * 60);
+/// How often the age of the signing key is looked at.
+pub const TOKEN_KEY_CHECK: Duration = Duration::from_secs(60);
+/// Most keys for endpoint tokens; the oldest goes when there would be more.
+pub const TOKEN_KEYS_MAX: usize = 16;
+/// Custom domains that one MicroVM may have.
+pub const MICROVM_DOMAINS_MAX: usize = 100;
+/// How often custom domains of MicroVMs that have ended are taken back.
+pub const DOMAINS_SWEEP: Duration = Duration::from_secs(5);
 /// Most ports and ranges in one endpoint token: it travels in a header.
 pub const TOKEN_GRANTS_MAX: usize = 100;
 
@@ -157,14 +221,15 @@ pub const DRIVER_QUEUE: usize = 64;
 pub const ADOPT_ATTEMPTS: u32 = 5;
 /// Requests that may wait for one MicroVM to wake.
 pub const WAKE_WAITERS_MAX: usize = 1024;
-/// How long a request waits for its MicroVM to wake or to finish starting.
-pub const WAKE_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long a request waits for its MicroVM to wake or to finish starting. A MicroVM that is falling asleep drains
+/// first.
+pub const WAKE_TIMEOUT: Duration = DRAIN_TIMEOUT.saturating_add(LAUNCH_TIMEOUT);
 /// How often a request is let in anew when its MicroVM goes to sleep before the app has seen it.
 pub const OPEN_ATTEMPTS: usize = 3;
 /// A suspend waits for requests in flight: until no byte has moved for this long ...
-pub const DRAIN_QUIET: Duration = Duration::from_secs(1);
+pub const DRAIN_QUIET: Duration = Duration::from_secs(5);
 /// ... and no longer than this.
-pub const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
+pub const DRAIN_TIMEOUT: Duration = Duration::from_secs(60);
 /// A restore must reach a thawed app within this.
 pub const LAUNCH_TIMEOUT: Duration = Duration::from_secs(60);
 /// A cold boot must reach a ready agent within this; software emulation is slow.
@@ -205,6 +270,14 @@ pub const INITRAMFS_FILE_BYTES_MAX: u64 = 256 << 20;
 pub const AGENT_REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 /// Largest answer of the agent to a plain request, in bytes.
 pub const AGENT_BODY_BYTES_MAX: usize = 2 << 20;
+/// Shells that may be open in one MicroVM at once.
+pub const SHELLS_MAX: usize = 32;
+/// What a shell started gets this long to end by itself once its client has hung up.
+pub const SHELL_HANG_UP_GRACE: Duration = Duration::from_secs(1);
+/// Longest message that a shell's client may send, in bytes.
+pub const SHELL_MESSAGE_BYTES_MAX: usize = 1 << 20;
+/// A shell's client that sends nothing is pinged this often, so that nothing on the way forgets it.
+pub const SHELL_PING_INTERVAL: Duration = Duration::from_secs(30);
 /// Bytes of the app's output that the agent keeps for the host to fetch.
 pub const AGENT_LOG_BYTES: usize = 1 << 20;
 
@@ -297,6 +370,8 @@ pub const SLOT_RULES_CHECK: Duration = Duration::from_secs(5);
 pub const DNS_QUERY_BYTES_MAX: usize = 4096;
 /// DNS queries of one MicroVM that may be in flight at once.
 pub const DNS_IN_FLIGHT_MAX: usize = 64;
+/// TCP connections of the DNS answerer at once.
+pub const DNS_CONNECTIONS_MAX: usize = 64;
 /// A DNS query is given up after this.
 pub const DNS_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -365,6 +440,27 @@ pub const CLIENT_TOKEN_TTL: Duration = Duration::from_secs(24 * 3600);
 #[must_use]
 pub fn peak_vcpus(baseline_mib: u32) -> u32 {
     (baseline_mib / 512).max(1)
+}
+
+/// Requests, streams and switched connections of a MicroVM of this baseline memory that may be in flight at once,
+/// unless configured otherwise; as on AWS, which speaks of connections.
+#[must_use]
+pub fn requests_in_flight(baseline_mib: u32) -> u32 {
+    8 * peak_vcpus(baseline_mib)
+}
+
+/// Requests a second to a MicroVM of this baseline memory, unless configured otherwise. AWS states 40 for 4 vCPUs and
+/// 160 for 16; the sizes between follow.
+#[must_use]
+pub fn requests_per_second(baseline_mib: u32) -> u32 {
+    10 * peak_vcpus(baseline_mib)
+}
+
+/// Bytes a second that a MicroVM of this baseline memory may take in and give out together, unless configured
+/// otherwise; as on AWS.
+#[must_use]
+pub fn bandwidth_bytes_per_second(baseline_mib: u32) -> u64 {
+    1_000_000 * u64::from(peak_vcpus(baseline_mib))
 }
 
 /// Size of a guest's root disk in bytes for this baseline memory, as on AWS.

@@ -42,6 +42,9 @@ pub struct Record {
     pub image_version: String,
     /// The build whose snapshot it was launched from.
     pub build: BuildId,
+    /// Baseline memory in MiB.
+    #[serde(default = "default_memory")]
+    pub memory_mib: u32,
     /// Where it is in its life.
     pub state: State,
     /// Why it is in this state, for people; AWS's texts where AWS has one.
@@ -71,6 +74,11 @@ pub struct Record {
     /// What the run hook is given; forgotten once the MicroVM is no longer pending.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub run_hook_payload: Option<RunHookPayload>,
+}
+
+/// MicroVMs that were stored before they knew their memory.
+fn default_memory() -> u32 {
+    crate::limits::MEMORY_DEFAULT_MIB
 }
 
 /// When to suspend an idle MicroVM and how long to keep it asleep.
@@ -397,6 +405,7 @@ mod tests {
             },
             image_version: "1.0".to_owned(),
             build: BuildId::new(uuid),
+            memory_mib: 512,
             state,
             state_reason: None,
             started_at: Timestamp(0),

@@ -16,6 +16,7 @@ use std::time::{Duration, SystemTime};
 use async_trait::async_trait;
 use bytes::Bytes;
 use dormouse_core::EndpointId;
+use dormouse_core::guest::ShellSpec;
 use dormouse_ingress::{
     Authority, Claims, Config, Ingress, OpenError, PortRange, Stream, TokenKeys, TokenKind,
     Upstreams, Visit,
@@ -101,6 +102,10 @@ impl Visit for HostSide {
             .set_nodelay(true)
             .map_err(|_| OpenError::NotListening)?;
         Ok(Box::new(stream))
+    }
+
+    async fn shell(&self, _: &ShellSpec) -> Result<Box<dyn Stream>, OpenError> {
+        Err(OpenError::NoShell)
     }
 }
 

@@ -196,7 +196,7 @@ impl Undecided {
             return State::Settled(stream);
         }
         match self.turn.take() {
-            Some((hello, reopen)) if !self.said.is_empty() => {
+            Some((hello, reopen)) if !self.said.is_empty() && is_the_apps(error.as_ref()) => {
                 let (apps, port) = (Arc::clone(&self.apps), self.port.clone());
                 let said = std::mem::take(&mut self.said);
                 State::Turning(Box::pin(turn(apps, port, hello, reopen, said)))
@@ -220,6 +220,12 @@ impl Undecided {
         }
         Poll::Ready(())
     }
+}
+
+/// Whether it is the app that has hung up. A reset of its own comes from the system and has a number; one that the
+/// platform makes of a lost MicroVM has none, and must not wake it for a question.
+fn is_the_apps(end: Option<&io::Error>) -> bool {
+    end.is_none_or(|error| error.raw_os_error().is_some())
 }
 
 /// Connects once more, with a handshake, and says what was said before.

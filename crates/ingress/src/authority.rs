@@ -14,14 +14,15 @@ use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
     KeyUsagePurpose, PKCS_ECDSA_P256_SHA256,
 };
-use rustls::crypto::{CryptoProvider, aws_lc_rs};
-use rustls::server::{ClientHello, ResolvesServerCert};
+use rustls::crypto::aws_lc_rs;
 use rustls::sign::CertifiedKey;
 use rustls_pki_types::PrivatePkcs8KeyDer;
 use secrecy::zeroize::Zeroizing;
 use uuid::Uuid;
 
 use crate::file;
+use crate::names::Domains;
+use crate::resolver::Certificates;
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
 /// How long a CA is valid.
@@ -128,8 +129,8 @@ impl Authority {
         &self.certificate_pem
     }
 
-    /// TLS for everything directly below `suffix`, for `suffix` itself and for `extra` host names
-    /// and IP addresses. TLS 1.3 only; HTTP/2 is preferred to HTTP/1.1.
+    /// TLS with this CA's certificates alone, for everything directly below `suffix`, for `suffix`
+    /// itself and for `extra` host names and IP addresses.
     pub fn server_config(
         self: &Arc<Self>,
         suffix: &str,
@@ -137,23 +138,15 @@ impl Authority {
     ) -> Result<rustls::ServerConfig, AuthorityError> {
         let mut names = vec![format!("*.{suffix}"), suffix.to_owned()];
         names.extend_from_slice(extra);
-        let provider = Arc::new(aws_lc_rs::default_provider());
-        let leaves = Leaves::new(Arc::clone(self), names, Arc::clone(&provider))?;
-        let mut config = rustls::ServerConfig::builder_with_provider(provider)
-            .with_protocol_versions(&[&rustls::version::TLS13])
-            .map_err(AuthorityError::Serve)?
-            .with_no_client_auth()
-            .with_cert_resolver(Arc::new(leaves));
-        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-        Ok(config)
+        let domains = Arc::new(Domains::default());
+        Certificates::new(Arc::clone(self), names, Vec::new(), domains)?.server_config()
     }
 
     /// A new key and a certificate for `names`, valid from now.
-    fn issue(
+    pub(crate) fn issue(
         &self,
         names: &[String],
         now: SystemTime,
-        provider: &CryptoProvider,
     ) -> Result<CertifiedKey, AuthorityError> {
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(AuthorityError::Issue)?;
         let mut params = CertificateParams::new(names).map_err(AuthorityError::Issue)?;
@@ -168,7 +161,7 @@ impl Authority {
         let certificate = params
             .signed_by(&key, &self.issuer)
             .map_err(AuthorityError::Issue)?;
-        let signing_key = provider
+        let signing_key = aws_lc_rs::default_provider()
             .key_provider
             .load_private_key(PrivatePkcs8KeyDer::from(key.serialize_der()).into())
             .map_err(AuthorityError::Serve)?;
@@ -187,11 +180,10 @@ impl fmt::Debug for Authority {
     }
 }
 
-/// Serves the current wildcard certificate, and issues the next one when its time has come.
-struct Leaves {
+/// The current certificate for some names, and the next one when its time has come.
+pub(crate) struct Leaves {
     authority: Arc<Authority>,
     names: Vec<String>,
-    provider: Arc<CryptoProvider>,
     current: RwLock<Leaf>,
 }
 
@@ -202,25 +194,23 @@ struct Leaf {
 }
 
 impl Leaves {
-    fn new(
+    pub(crate) fn new(
         authority: Arc<Authority>,
         names: Vec<String>,
-        provider: Arc<CryptoProvider>,
     ) -> Result<Self, AuthorityError> {
         let now = SystemTime::now();
         let leaf = Leaf {
-            key: Arc::new(authority.issue(&names, now, &provider)?),
+            key: Arc::new(authority.issue(&names, now)?),
             renew_at: now + LEAF_RENEWAL,
         };
         Ok(Self {
             authority,
             names,
-            provider,
             current: RwLock::new(leaf),
         })
     }
 
-    fn at(&self, now: SystemTime) -> Arc<CertifiedKey> {
+    pub(crate) fn at(&self, now: SystemTime) -> Arc<CertifiedKey> {
         let leaf = self
             .current
             .read()
@@ -230,7 +220,7 @@ impl Leaves {
             return leaf.key;
         }
         // Connections that meet here at the same moment each issue one; the last stays.
-        let (key, renew_at) = match self.authority.issue(&self.names, now, &self.provider) {
+        let (key, renew_at) = match self.authority.issue(&self.names, now) {
             Ok(key) => (Arc::new(key), now + LEAF_RENEWAL),
             Err(error) => {
                 tracing::error!(%error, "the endpoint certificate was not renewed");
@@ -246,12 +236,6 @@ impl Leaves {
             renew_at,
         };
         key
-    }
-}
-
-impl ResolvesServerCert for Leaves {
-    fn resolve(&self, _hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        Some(self.at(SystemTime::now()))
     }
 }
 
@@ -361,13 +345,8 @@ mod tests {
     #[test]
     fn the_wildcard_is_renewed_before_it_expires() {
         let folder = tempfile::tempdir().expect("folder");
-        let provider = Arc::new(aws_lc_rs::default_provider());
-        let leaves = Leaves::new(
-            authority(folder.path()),
-            vec!["*.vm.localhost".to_owned()],
-            provider,
-        )
-        .expect("leaf");
+        let names = vec!["*.vm.localhost".to_owned()];
+        let leaves = Leaves::new(authority(folder.path()), names).expect("leaf");
         let now = SystemTime::now();
         let der = |at| leaves.at(at).cert[0].clone();
         let first = der(now);

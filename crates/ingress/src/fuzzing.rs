@@ -1,7 +1,7 @@
 //! What the fuzzers under `fuzz/` drive: each function takes whatever bytes come, and panics where a rule of the
 //! proxy does not hold.
 
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 use base64::Engine;
@@ -12,9 +12,11 @@ use http::{HeaderMap, HeaderName, HeaderValue, Request, Version, header};
 
 use crate::frames::{self, Frames};
 use crate::headers;
-use crate::request::Gate;
-use crate::token::{Claims, PortRange, TokenKeys, TokenKind};
+use crate::names::Names;
+use crate::request::{Admitted, Gate};
+use crate::token::{Claims, PortRange, TokenKind};
 use crate::token_cache::TokenCache;
+use crate::token_keys::TokenKeys;
 use crate::websocket::{self, Offer};
 
 const SUFFIX: &str = "lambda-microvm.us-east-1.localhost";
@@ -49,15 +51,16 @@ pub fn headers(data: &[u8]) {
     let answer = headers::for_client(request.headers.clone(), None);
     assert!(!answer.contains_key(header::CONNECTION));
     let cache = TokenCache::default();
+    let names = Names::new(&[SUFFIX], Arc::default());
     for sni in [None, Some(SUFFIX)] {
         let gate = Gate {
-            suffix: SUFFIX,
+            names: &names,
             sni,
             keys: keys(),
             cache: &cache,
             now: NOW,
         };
-        let Ok(route) = gate.admit(&request) else {
+        let Ok(Admitted::App(route)) = gate.admit(&request) else {
             continue;
         };
         assert_eq!(

@@ -14,8 +14,12 @@
 //!
 //! The crate knows neither the store nor the VMM: it sees MicroVMs only through [`Upstreams`].
 
+mod acme;
 mod app_tls;
 mod authority;
+mod certificate;
+mod connections;
+mod exchange;
 mod file;
 mod frames;
 #[cfg(feature = "fuzzing")]
@@ -23,15 +27,23 @@ mod frames;
 pub mod fuzzing;
 mod headers;
 mod listen;
+mod metrics;
+mod names;
+mod pace;
 mod pool;
 mod proxy;
+mod rate;
 mod refusal;
 mod request;
 mod request_body;
+mod resolver;
+mod shell;
 mod switch;
 mod tasks;
 mod token;
 mod token_cache;
+mod token_keys;
+mod traffic;
 mod tunnel;
 mod upstream;
 mod websocket;
@@ -41,21 +53,51 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use dormouse_core::{EndpointId, limits};
+use dormouse_core::guest::ShellSpec;
+use dormouse_core::{EndpointId, MicrovmId, limits};
 use tokio::io::{AsyncRead, AsyncWrite};
 
+pub use acme::{Acme, AcmeConfig, Challenges};
 pub use authority::{Authority, AuthorityError};
-pub use listen::serve;
-pub use token::{Claims, PortRange, TokenError, TokenKeys, TokenKeysError, TokenKind};
+pub use certificate::{CertificateError, CertificateFiles, Followed};
+pub use exchange::ACCESS_LOG;
+pub use listen::{serve, serve_plain};
+pub use metrics::{Metrics, VmMetrics};
+pub use names::{Domains, Names};
+pub use resolver::{Certificates, Given};
+pub use token::{Claims, PortRange, TokenError, TokenKind};
+pub use token_keys::{TokenKeys, TokenKeysError};
+pub use traffic::VmLimits;
+
+use metrics::Sums;
+use traffic::Traffic;
 
 /// A raw byte tunnel to one port inside a MicroVM.
 pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 
+/// A MicroVM as the proxy meets it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Target {
+    /// Its name in the API.
+    pub microvm: MicrovmId,
+    /// What its endpoint may carry; it keeps those that it had when its first request came.
+    pub limits: VmLimits,
+    /// Whether a request would be let in now, without a wait.
+    pub awake: bool,
+}
+
 /// Where requests go: the one seam between the proxy and the MicroVMs.
 #[async_trait]
 pub trait Upstreams: Send + Sync + 'static {
+    /// What there is to know of the MicroVM behind `endpoint` before a request is let in; none when it
+    /// is over. Without it a MicroVM has no limits and no counts of its own.
+    fn target(&self, endpoint: &EndpointId) -> Option<Target> {
+        let _ = endpoint;
+        None
+    }
+
     /// Lets a request in to the MicroVM behind `endpoint`.
     ///
     /// A sleeping MicroVM is woken first, once for all that wait, and the call lasts until it is awake.
@@ -77,9 +119,13 @@ pub trait Visit: Send + Sync {
     /// tunnel that breaks is a read error, so that half a response is never taken for a whole one. Dropping
     /// the stream closes the tunnel.
     async fn connect(&self, port: u16) -> Result<Box<dyn Stream>, OpenError>;
+
+    /// Opens a shell in the MicroVM. The stream carries frames of the guest protocol, both ways; dropping it
+    /// hangs up.
+    async fn shell(&self, spec: &ShellSpec) -> Result<Box<dyn Stream>, OpenError>;
 }
 
-/// Why there is no tunnel. The client sees 502 for all but [`OpenError::Overloaded`].
+/// Why there is no tunnel, or no shell. The client sees 502 for all but the last three.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum OpenError {
     /// The MicroVM has ended, or there is none behind this endpoint.
@@ -100,19 +146,34 @@ pub enum OpenError {
     /// Too many requests wait already.
     #[error("too many requests wait for the MicroVM")]
     Overloaded,
+    /// The MicroVM has no shell that could start.
+    #[error("no shell starts in the MicroVM")]
+    NoShell,
+    /// The MicroVM's image was built before there were shells.
+    #[error("the MicroVM's image was built before there were shells")]
+    AgentTooOld,
 }
 
 /// What an [`Ingress`] can be told; [`Config::new`] fills in the limits of the product.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// The domain below which each MicroVM has its name: `<endpoint id>.<suffix>`, without a port.
-    pub suffix: String,
+    /// Where each MicroVM has its name: `<endpoint id>.<suffix>`, or a custom domain.
+    pub names: Names,
     /// A client must finish its TLS handshake within this.
     pub handshake_timeout: Duration,
     /// A client must finish sending a request's head within this. An idle HTTP/1 connection is
     /// closed after it as well.
     pub head_timeout: Duration,
-    /// Most client connections at once; those beyond it wait in the kernel's queue.
+    /// A client connection that has had a request and has none in flight is closed after this.
+    pub idle_timeout: Duration,
+    /// A request body of a stated length must go on within this, while somebody wants to read it.
+    pub body_timeout: Duration,
+    /// An app must send the head of its answer within this; none for no limit.
+    pub response_timeout: Option<Duration>,
+    /// A request to a MicroVM that is awake waits this long for its turn under the MicroVM's limits.
+    pub turn_patience: Duration,
+    /// Most client connections at once. For those beyond it idle ones make room, or they wait in the
+    /// kernel's queue.
     pub connections_max: usize,
     /// How long a graceful stop waits for requests in flight.
     pub drain_timeout: Duration,
@@ -125,9 +186,13 @@ impl Config {
     #[must_use]
     pub fn new(suffix: &str) -> Self {
         Self {
-            suffix: suffix.to_ascii_lowercase(),
+            names: Names::new(&[suffix], Arc::default()),
             handshake_timeout: limits::TLS_HANDSHAKE_TIMEOUT,
             head_timeout: limits::HTTP_HEAD_TIMEOUT,
+            idle_timeout: limits::IDLE_CONNECTION_TIMEOUT,
+            body_timeout: limits::BODY_STALL_TIMEOUT,
+            response_timeout: None,
+            turn_patience: limits::TURN_PATIENCE,
             connections_max: limits::CONNECTIONS_MAX,
             drain_timeout: limits::INGRESS_DRAIN_TIMEOUT,
             upstream_keep: limits::UPSTREAM_KEEP,
@@ -141,6 +206,8 @@ pub struct Ingress {
     tls: Arc<rustls::ServerConfig>,
     keys: Arc<TokenKeys>,
     upstreams: Arc<dyn Upstreams>,
+    sums: Arc<Sums>,
+    traffic: Arc<Traffic>,
 }
 
 impl Ingress {
@@ -152,12 +219,26 @@ impl Ingress {
         keys: Arc<TokenKeys>,
         upstreams: Arc<dyn Upstreams>,
     ) -> Self {
+        let sums = Arc::new(Sums::default());
+        let traffic = Traffic::new(config.turn_patience, Arc::clone(&sums));
         Self {
             config,
             tls,
             keys,
             upstreams,
+            sums,
+            traffic: Arc::new(traffic),
         }
+    }
+
+    /// What it counts.
+    #[must_use]
+    pub fn metrics(&self) -> Metrics {
+        Metrics::new(
+            Arc::clone(&self.sums),
+            Arc::clone(&self.traffic),
+            Arc::clone(&self.upstreams),
+        )
     }
 }
 

@@ -1,10 +1,10 @@
-//! From a listening socket to requests: accepting, the TLS handshake, HTTP by ALPN.
+//! From a listening socket to requests: accepting, the TLS handshake, HTTP by ALPN. Without TLS, the
+//! first bytes tell HTTP/2 from HTTP/1.1.
 
 use std::convert::Infallible;
 use std::io;
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use dormouse_core::limits;
@@ -13,17 +13,16 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use rustix::net::sockopt;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
-use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 
+use crate::connections::{Connections, Seat};
 use crate::proxy::Client;
 use crate::tasks::Tasks;
 use crate::token_cache::TokenCache;
 use crate::upstream::Upstream;
-use crate::{Config, Ingress};
+use crate::{Config, Ingress, Stream};
 
 /// Pause after the system refused a connection, for instance for want of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -33,15 +32,32 @@ const KEEPALIVE: Duration = Duration::from_secs(60);
 /// Serves `ingress` on `listener` until `stop`; then takes no more connections, lets the requests
 /// in flight finish for the configured time, and returns when nothing is left.
 pub async fn serve(listener: TcpListener, ingress: Arc<Ingress>, stop: CancellationToken) {
+    serve_over(Transport::Tls, listener, ingress, stop).await;
+}
+
+/// Serves `ingress` as [`serve`] does, to clients that speak HTTP without TLS.
+pub async fn serve_plain(listener: TcpListener, ingress: Arc<Ingress>, stop: CancellationToken) {
+    serve_over(Transport::Plain, listener, ingress, stop).await;
+}
+
+/// What is between TCP and HTTP.
+#[derive(Debug, Clone, Copy)]
+enum Transport {
+    Tls,
+    Plain,
+}
+
+async fn serve_over(
+    transport: Transport,
+    listener: TcpListener,
+    ingress: Arc<Ingress>,
+    stop: CancellationToken,
+) {
     let tasks = Tasks::default();
-    let upstream = Upstream::new(
-        Arc::clone(&ingress.upstreams),
-        ingress.config.upstream_keep,
-        tasks.clone(),
-    );
-    let places = Arc::new(Semaphore::new(ingress.config.connections_max));
-    while let Some((tcp, place)) = stop
-        .run_until_cancelled(accept(&listener, Arc::clone(&places)))
+    let upstream = Upstream::new(&ingress, tasks.clone());
+    let connections = Connections::new(ingress.config.connections_max, Arc::clone(&ingress.sums));
+    while let Some((tcp, seat)) = stop
+        .run_until_cancelled(accept(&listener, &connections))
         .await
     {
         let client = Client {
@@ -50,9 +66,9 @@ pub async fn serve(listener: TcpListener, ingress: Arc<Ingress>, stop: Cancellat
             token_cache: TokenCache::default(),
             upstream: upstream.clone(),
             tasks: tasks.clone(),
-            place: Arc::new(place),
+            seat: Arc::new(seat),
         };
-        tasks.spawn(connection(tcp, client, stop.clone()));
+        tasks.spawn(connection(transport, tcp, client, stop.clone()));
     }
     drop(listener);
     upstream.close();
@@ -60,17 +76,10 @@ pub async fn serve(listener: TcpListener, ingress: Arc<Ingress>, stop: Cancellat
 }
 
 /// The next connection, as soon as there is a place for it.
-async fn accept(
-    listener: &TcpListener,
-    places: Arc<Semaphore>,
-) -> (TcpStream, OwnedSemaphorePermit) {
-    let place = places
-        .acquire_owned()
-        .await
-        .expect("the semaphore is never closed");
+async fn accept(listener: &TcpListener, connections: &Arc<Connections>) -> (TcpStream, Seat) {
     loop {
         match listener.accept().await {
-            Ok((tcp, _)) => return (tcp, place),
+            Ok((tcp, _)) => return (tcp, connections.seat().await),
             Err(error) => {
                 tracing::warn!(%error, "no connection accepted");
                 sleep(ACCEPT_PAUSE).await;
@@ -79,17 +88,34 @@ async fn accept(
     }
 }
 
-async fn connection(tcp: TcpStream, mut client: Client, stop: CancellationToken) {
+async fn connection(transport: Transport, tcp: TcpStream, client: Client, stop: CancellationToken) {
     if let Err(error) = tune(&tcp) {
         tracing::debug!(%error, "a connection ended before its handshake");
         return;
     }
+    match transport {
+        Transport::Tls => secured(tcp, client, stop).await,
+        Transport::Plain => {
+            let protocol = protocol(&client);
+            requests(tcp, protocol, client, stop).await;
+        }
+    }
+}
+
+/// Shakes hands, then serves what was agreed on.
+async fn secured(tcp: TcpStream, mut client: Client, stop: CancellationToken) {
     let acceptor = TlsAcceptor::from(Arc::clone(&client.ingress.tls));
     let handshake = timeout(
         client.ingress.config.handshake_timeout,
         acceptor.accept(tcp),
     );
-    let tls = match stop.run_until_cancelled(handshake).await {
+    let handshake = async {
+        tokio::select! {
+            done = handshake => Some(done),
+            () = client.seat.shed() => None,
+        }
+    };
+    let tls = match stop.run_until_cancelled(handshake).await.flatten() {
         Some(Ok(Ok(tls))) => tls,
         Some(Ok(Err(error))) => {
             tracing::debug!(%error, "TLS handshake failed");
@@ -97,34 +123,49 @@ async fn connection(tcp: TcpStream, mut client: Client, stop: CancellationToken)
         }
         Some(Err(_)) | None => return,
     };
-    client.sni = tls.get_ref().1.server_name().map(str::to_owned);
-    requests(tls, client, stop).await;
+    let (_, session) = tls.get_ref();
+    client.sni = session.server_name().map(str::to_owned);
+    let protocol = protocol(&client);
+    let protocol = match session.alpn_protocol() {
+        Some(b"h2") => protocol.http2_only(),
+        _ => protocol.http1_only(),
+    };
+    requests(tls, protocol, client, stop).await;
 }
 
 fn tune(tcp: &TcpStream) -> io::Result<()> {
     tcp.set_nodelay(true)?;
     sockopt::set_socket_keepalive(tcp, true)?;
     sockopt::set_tcp_keepidle(tcp, KEEPALIVE)?;
+    // As keep-alive finds out who vanished while silent, this finds out who takes nothing any more.
+    let unread_ms = limits::CLIENT_UNREAD_TIMEOUT.as_millis();
+    sockopt::set_tcp_user_timeout(tcp, u32::try_from(unread_ms).unwrap_or(u32::MAX))?;
     Ok(())
 }
 
 /// Serves the requests of one connection until it ends.
-async fn requests(tls: TlsStream<TcpStream>, client: Client, stop: CancellationToken) {
-    let protocol = protocol(&tls, &client);
-    let head_timeout = client.ingress.config.head_timeout;
+async fn requests(
+    stream: impl Stream + 'static,
+    protocol: auto::Builder<Tasks>,
+    client: Client,
+    stop: CancellationToken,
+) {
+    let Config {
+        head_timeout,
+        idle_timeout,
+        ..
+    } = client.ingress.config;
+    let seat = Arc::clone(&client.seat);
     let client = Arc::new(client);
-    let begun = Arc::new(AtomicBool::new(false));
-    let service = service_fn({
-        let begun = Arc::clone(&begun);
-        move |request| {
-            begun.store(true, Ordering::Relaxed);
-            let client = Arc::clone(&client);
-            async move { Ok::<_, Infallible>(client.answer(request).await) }
-        }
+    let service = service_fn(move |request| {
+        let client = Arc::clone(&client);
+        async move { Ok::<_, Infallible>(client.answer(request).await) }
     });
-    let mut connection = pin!(protocol.serve_connection_with_upgrades(TokioIo::new(tls), service));
-    let mut first_head = pin!(sleep(head_timeout));
-    let (mut waiting, mut stopping) = (true, false);
+    let mut connection =
+        pin!(protocol.serve_connection_with_upgrades(TokioIo::new(stream), service));
+    let mut outstayed = pin!(seat.outstayed(head_timeout, idle_timeout));
+    let mut leave = pin!(seat.left(limits::SHED_GRACE));
+    let (mut staying, mut stopping) = (true, false);
     loop {
         tokio::select! {
             ended = connection.as_mut() => {
@@ -137,19 +178,22 @@ async fn requests(tls: TlsStream<TcpStream>, client: Client, stop: CancellationT
                 stopping = true;
                 connection.as_mut().graceful_shutdown();
             }
-            // HTTP/2 has no time limit of its own for a client that says nothing at all.
-            () = first_head.as_mut(), if waiting => {
-                waiting = false;
-                if !begun.load(Ordering::Relaxed) {
+            () = outstayed.as_mut(), if staying => {
+                // HTTP/2 has no time limit of its own for a client that says nothing at all.
+                if !seat.is_used() {
                     return;
                 }
+                staying = false;
+                connection.as_mut().graceful_shutdown();
             }
+            // A client may have sent a request before it was told to go, or take its time to.
+            () = leave.as_mut(), if !staying => return,
         }
     }
 }
 
-/// HTTP/1 or HTTP/2, as ALPN settled it, within the product's limits.
-fn protocol(tls: &TlsStream<TcpStream>, client: &Client) -> auto::Builder<Tasks> {
+/// HTTP/1 or HTTP/2, as the client's first bytes have it, within the product's limits.
+fn protocol(client: &Client) -> auto::Builder<Tasks> {
     let Config { head_timeout, .. } = client.ingress.config;
     let mut builder = auto::Builder::new(client.tasks.clone());
     builder
@@ -168,9 +212,5 @@ fn protocol(tls: &TlsStream<TcpStream>, client: &Client) -> auto::Builder<Tasks>
         .max_send_buf_size(limits::H2_SEND_BUFFER_BYTES)
         .keep_alive_interval(limits::H2_PING_INTERVAL)
         .keep_alive_timeout(limits::H2_PING_TIMEOUT);
-    if tls.get_ref().1.alpn_protocol() == Some(b"h2") {
-        builder.http2_only()
-    } else {
-        builder.http1_only()
-    }
+    builder
 }

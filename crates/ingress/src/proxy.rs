@@ -1,28 +1,29 @@
-//! One request's way through the proxy: admit, open, exchange, copy.
+//! One request's way through the proxy: admit, take a turn, exchange, copy.
 
 use std::sync::Arc;
 use std::time::SystemTime;
 
 use bytes::Bytes;
-use dormouse_core::Timestamp;
+use dormouse_core::{EndpointId, Timestamp};
 use http::request::Parts;
 use http::uri::PathAndQuery;
 use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, header};
 use http_body_util::{Either, Full};
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
-use tokio::sync::OwnedSemaphorePermit;
 use uuid::Uuid;
 
+use crate::connections::Seat;
+use crate::exchange::{Exchange, Measured};
 use crate::headers;
 use crate::refusal::Refusal;
-use crate::request::{Gate, Route};
+use crate::request::{Admitted, Gate, Route};
 use crate::request_body::RequestBody;
 use crate::switch::{self, Ask};
 use crate::tasks::Tasks;
 use crate::token;
 use crate::token_cache::TokenCache;
-use crate::upstream::{AppBody, ExchangeError, Upstream};
+use crate::upstream::{AppBody, ExchangeError, Passage, Upstream};
 use crate::websocket;
 use crate::{Ingress, OpenError};
 
@@ -37,46 +38,93 @@ pub(crate) struct Client {
     pub(crate) token_cache: TokenCache,
     pub(crate) upstream: Upstream,
     pub(crate) tasks: Tasks,
-    /// The connection's place under the limit; a switched connection keeps it.
-    pub(crate) place: Arc<OwnedSemaphorePermit>,
+    /// The connection's place under the limit; each exchange keeps it.
+    pub(crate) seat: Arc<Seat>,
 }
 
 impl Client {
     /// Answers a request, with the app's answer or with a refusal.
-    pub(crate) async fn answer(&self, request: Request<Incoming>) -> Response<ResponseBody> {
+    pub(crate) async fn answer(
+        &self,
+        request: Request<Incoming>,
+    ) -> Response<Measured<ResponseBody>> {
         let id = request_id();
-        let mut response = match self.forward(request, &id).await {
-            Ok(response) => response,
-            Err(refusal) => {
-                tracing::debug!(request_id = ?id, ?refusal, "request refused");
-                refusal.response()
-            }
-        };
+        let (parts, body) = request.into_parts();
+        let sums = Arc::clone(&self.ingress.sums);
+        let exchange = Arc::new(Exchange::begin(&parts, &id, sums, self.seat.busy()));
+        let forwarded = self.forward(parts, body, &id, &exchange).await;
+        let mut response = forwarded.unwrap_or_else(|refusal| {
+            exchange.refused(refusal);
+            refusal.response()
+        });
+        exchange.answered(response.status());
         response.headers_mut().insert(headers::REQUEST_ID, id);
-        response
+        response.map(|body| Measured::new(body, exchange))
     }
 
     async fn forward(
         &self,
-        request: Request<Incoming>,
+        mut parts: Parts,
+        body: Incoming,
         id: &HeaderValue,
+        exchange: &Arc<Exchange>,
     ) -> Result<Response<ResponseBody>, Refusal> {
-        let (mut parts, body) = request.into_parts();
-        let body = RequestBody::new(&parts, body, &self.tasks);
-        let route = self.gate().admit(&parts)?;
+        let body = RequestBody::new(
+            &parts,
+            body,
+            &self.tasks,
+            Arc::clone(exchange),
+            self.ingress.config.body_timeout,
+        );
+        let route = match self.gate().admit(&parts)? {
+            Admitted::App(route) => route,
+            Admitted::Shell(route) => return self.shell(&route, parts, id, exchange).await,
+        };
+        let passage = self
+            .turn(&route.endpoint, Some(route.port), exchange)
+            .await?;
         let client = parts.extensions.remove::<OnUpgrade>();
         let forwarded = for_app(parts, body, &route, id);
         let response = self
             .upstream
-            .exchange(&route, forwarded)
+            .exchange(&route, passage, forwarded)
             .await
             .map_err(|error| unanswered(error, &route, id))?;
         match (route.ask, client) {
             (Some(ask), Some(client)) if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
-                Ok(self.switch(response, &ask, client, route.marker))
+                Ok(self.switch(response, &ask, client, route.marker, exchange))
             }
             (ask, _) => unswitched(response, ask.as_ref()),
         }
+    }
+
+    /// Waits for the request's turn among those of its MicroVM.
+    pub(crate) async fn turn(
+        &self,
+        endpoint: &EndpointId,
+        port: Option<u16>,
+        exchange: &Arc<Exchange>,
+    ) -> Result<Passage, Refusal> {
+        let Ingress {
+            upstreams, traffic, ..
+        } = &*self.ingress;
+        let target = upstreams.target(endpoint);
+        let is_live = |endpoint: &EndpointId| upstreams.target(endpoint).is_some();
+        let vm = target
+            .as_ref()
+            .map(|target| traffic.vm(endpoint, target, is_live));
+        exchange.admitted(endpoint, port, vm.clone());
+        let asleep = target.is_some_and(|target| !target.awake);
+        let held = vm.as_ref().filter(|_| asleep).map(|vm| vm.hold());
+        if let Some(vm) = &vm {
+            exchange.has_turn(traffic.turn(vm, !asleep).await?);
+        }
+        Ok(Passage {
+            exchange: Arc::clone(exchange),
+            vm,
+            asleep,
+            held,
+        })
     }
 
     /// Hands the head of the app's 101 on and joins the two connections.
@@ -86,6 +134,7 @@ impl Client {
         ask: &Ask,
         client: OnUpgrade,
         marker: bool,
+        exchange: &Arc<Exchange>,
     ) -> Response<ResponseBody> {
         let app = hyper::upgrade::on(&mut response);
         let mut headers = std::mem::take(response.headers_mut());
@@ -103,11 +152,8 @@ impl Client {
             *switched.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
             *switched.headers_mut() = headers::for_client(headers, Some(protocol));
         }
-        let held = (Arc::clone(&self.place), response.body().visit());
-        self.tasks.spawn(async move {
-            switch::join(client, app, websocket).await;
-            drop(held);
-        });
+        self.tasks
+            .spawn(switch::join(client, app, websocket, Arc::clone(exchange)));
         switched
     }
 
@@ -116,7 +162,7 @@ impl Client {
             .duration_since(SystemTime::UNIX_EPOCH)
             .unwrap_or_default();
         Gate {
-            suffix: &self.ingress.config.suffix,
+            names: &self.ingress.config.names,
             sni: self.sni.as_deref(),
             keys: &self.ingress.keys,
             cache: &self.token_cache,
@@ -183,24 +229,17 @@ fn origin_form(target: Uri) -> Uri {
 
 fn unanswered(error: ExchangeError, route: &Route, id: &HeaderValue) -> Refusal {
     let Route { endpoint, port, .. } = route;
-    match error {
+    match &error {
         // The body that we hand on comes from the client: if it breaks, the app is not to blame.
-        ExchangeError::Http(ref error) if error.is_user() => Refusal::BadBody,
-        ExchangeError::Http(_) | ExchangeError::Tls(_) => {
-            let error = std::error::Error::source(&error).map(ToString::to_string);
-            tracing::info!(request_id = ?id, %endpoint, port, error, "no answer from the app");
-            Refusal::Unreachable
+        ExchangeError::Http(error) if error.is_user() => return Refusal::BadBody,
+        ExchangeError::Open(OpenError::Overloaded) => return Refusal::Overloaded,
+        ExchangeError::Open(_) | ExchangeError::TimedOut => {
+            tracing::info!(request_id = ?id, %endpoint, port, reason = %error, "no way to the app");
         }
-        ExchangeError::Open(reason) => {
-            tracing::info!(request_id = ?id, %endpoint, port, %reason, "no way to the app");
-            match reason {
-                OpenError::Overloaded => Refusal::Overloaded,
-                OpenError::Ended
-                | OpenError::Asleep
-                | OpenError::WakeFailed
-                | OpenError::NotListening
-                | OpenError::Gone => Refusal::Unreachable,
-            }
+        ExchangeError::Http(_) | ExchangeError::Tls(_) => {
+            let reason = std::error::Error::source(&error).map(ToString::to_string);
+            tracing::info!(request_id = ?id, %endpoint, port, reason, "no answer from the app");
         }
     }
+    Refusal::Unreachable
 }

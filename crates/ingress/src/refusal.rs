@@ -34,22 +34,39 @@ pub(crate) enum Refusal {
     HeadersTooMany,
     /// Too many requests wait for the MicroVM.
     Overloaded,
+    /// As many requests to the MicroVM are in flight as may be.
+    TooMany,
+    /// More requests a second go to the MicroVM than may.
+    TooFast,
     /// The app gave no answer.
     Unreachable,
+    /// A shell's client does not open a WebSocket as it should.
+    BadHandshake,
+    /// The query that says what a shell is to be makes no sense.
+    BadShell,
+    /// No shell starts in the MicroVM.
+    NoShell,
+    /// The MicroVM's image was built before there were shells.
+    AgentTooOld,
 }
 
 impl Refusal {
     pub(crate) fn status(self) -> StatusCode {
         match self {
-            Self::BadHost | Self::BadBody | Self::BadPort | Self::BadSubprotocol => {
-                StatusCode::BAD_REQUEST
-            }
+            Self::BadHost
+            | Self::BadBody
+            | Self::BadPort
+            | Self::BadSubprotocol
+            | Self::BadHandshake
+            | Self::BadShell => StatusCode::BAD_REQUEST,
             Self::AuthMissing | Self::AuthFailed | Self::PortDenied => StatusCode::FORBIDDEN,
             Self::Connect => StatusCode::METHOD_NOT_ALLOWED,
-            Self::UnknownProtocol => StatusCode::NOT_IMPLEMENTED,
+            Self::UnknownProtocol | Self::NoShell | Self::AgentTooOld => {
+                StatusCode::NOT_IMPLEMENTED
+            }
             Self::Misdirected => StatusCode::MISDIRECTED_REQUEST,
             Self::HeadersTooMany => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
-            Self::Overloaded => StatusCode::TOO_MANY_REQUESTS,
+            Self::Overloaded | Self::TooMany | Self::TooFast => StatusCode::TOO_MANY_REQUESTS,
             Self::Unreachable => StatusCode::BAD_GATEWAY,
         }
     }
@@ -67,7 +84,38 @@ impl Refusal {
             Self::UnknownProtocol => "Protocol not implemented",
             Self::Misdirected => "Misdirected request",
             Self::HeadersTooMany => "Request header fields too large",
-            Self::Overloaded | Self::Unreachable => "",
+            Self::BadHandshake => "Invalid WebSocket handshake",
+            Self::BadShell => "Invalid shell parameters",
+            Self::NoShell => "No shell starts in this MicroVM",
+            Self::AgentTooOld => {
+                "The image of this MicroVM was built before there were shells: build it again"
+            }
+            Self::Overloaded | Self::TooMany | Self::TooFast | Self::Unreachable => "",
+        }
+    }
+
+    /// What logs and metrics call it.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::BadHost => "bad_host",
+            Self::BadBody => "bad_body",
+            Self::BadPort => "bad_port",
+            Self::BadSubprotocol => "bad_subprotocol",
+            Self::AuthMissing => "auth_missing",
+            Self::AuthFailed => "auth_failed",
+            Self::PortDenied => "port_denied",
+            Self::Connect => "connect",
+            Self::UnknownProtocol => "unknown_protocol",
+            Self::Misdirected => "misdirected",
+            Self::HeadersTooMany => "headers_too_many",
+            Self::Overloaded => "overloaded",
+            Self::TooMany => "too_many_in_flight",
+            Self::TooFast => "too_many_a_second",
+            Self::BadHandshake => "bad_handshake",
+            Self::BadShell => "bad_shell",
+            Self::NoShell => "no_shell",
+            Self::AgentTooOld => "agent_too_old",
+            Self::Unreachable => "unreachable",
         }
     }
 
@@ -85,7 +133,8 @@ impl Refusal {
             // Where the next request begins is anyone's guess.
             headers.insert(CONNECTION, HeaderValue::from_static("close"));
         }
-        if self == Self::Overloaded {
+        if self.status() == StatusCode::TOO_MANY_REQUESTS {
+            // By then a rate of one or more a second has earned the next request.
             headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
         }
         response

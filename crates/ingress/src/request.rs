@@ -11,10 +11,13 @@ use http::uri::Authority;
 use http::{HeaderMap, HeaderValue, Version, header};
 
 use crate::headers::{PROXY_AUTH, PROXY_FORCE_H2, PROXY_PORT};
+use crate::names::{Names, normal};
 use crate::refusal::Refusal;
+use crate::shell;
 use crate::switch::Ask;
-use crate::token::{Claims, TokenError, TokenKeys, TokenKind};
+use crate::token::{Claims, TokenError, TokenKind};
 use crate::token_cache::TokenCache;
+use crate::token_keys::TokenKeys;
 use crate::upstream::Protocol;
 use crate::websocket::{Malformed, Offer};
 
@@ -35,11 +38,17 @@ pub(crate) struct Route {
     pub(crate) marker: bool,
 }
 
+/// Where an admitted request goes.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Admitted {
+    App(Route),
+    Shell(shell::ShellRoute),
+}
+
 /// What admission knows besides the request.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Gate<'a> {
-    /// The domain below which endpoints are, in lower case.
-    pub(crate) suffix: &'a str,
+    pub(crate) names: &'a Names,
     /// The name in the TLS handshake. A client that connects by address sends none.
     pub(crate) sni: Option<&'a str>,
     pub(crate) keys: &'a TokenKeys,
@@ -49,7 +58,7 @@ pub(crate) struct Gate<'a> {
 }
 
 impl Gate<'_> {
-    pub(crate) fn admit(&self, request: &Parts) -> Result<Route, Refusal> {
+    pub(crate) fn admit(&self, request: &Parts) -> Result<Admitted, Refusal> {
         if request.headers.len() > limits::HTTP_HEADERS_MAX {
             return Err(Refusal::HeadersTooMany);
         }
@@ -69,27 +78,32 @@ impl Gate<'_> {
             _ => Offer::default(),
         };
         let claims = self.claims(&request.headers, &offer)?;
-        let endpoint = self.endpoint(&host).ok_or(Refusal::AuthFailed)?;
+        let endpoint = self.names.endpoint(&host).ok_or(Refusal::AuthFailed)?;
         if claims.endpoint != endpoint {
             return Err(Refusal::AuthFailed);
         }
         if claims.kind == TokenKind::Shell {
             // It opens no port of the app, and AWS answers a plain request with it like this.
-            return Err(Refusal::Unreachable);
+            let ask = ask.filter(Ask::is_websocket).ok_or(Refusal::Unreachable)?;
+            return Ok(Admitted::Shell(shell::ShellRoute {
+                endpoint,
+                ask,
+                marker: offer.marker,
+            }));
         }
         let port = port(&request.headers, &offer)?;
         if !claims.allow(port) {
             return Err(Refusal::PortDenied);
         }
         let host = HeaderValue::from_str(authority.as_str()).map_err(|_| Refusal::BadHost)?;
-        Ok(Route {
+        Ok(Admitted::App(Route {
             endpoint,
             port,
             host,
             protocol: protocol(request, ask.as_ref()),
             marker: offer.marker,
             ask,
-        })
+        }))
     }
 
     /// What the token grants: the header's, or a browser's, which can send none.
@@ -107,15 +121,6 @@ impl Gate<'_> {
                     Refusal::AuthFailed
                 }
             })
-    }
-
-    /// The endpoint that `host` names: its first label, where the rest is the suffix.
-    fn endpoint(&self, host: &str) -> Option<EndpointId> {
-        let (label, rest) = host.split_once('.')?;
-        if rest != self.suffix {
-            return None;
-        }
-        EndpointId::parse(label)
     }
 }
 
@@ -198,11 +203,6 @@ fn single<'a>(headers: &'a HeaderMap, name: &str) -> Result<Option<&'a HeaderVal
     Ok(value)
 }
 
-/// Host names compare without case and without the dot of a full name.
-fn normal(host: &str) -> String {
-    host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -257,13 +257,16 @@ mod tests {
                 request = request.header(*name, *value);
             }
             let gate = Gate {
-                suffix: SUFFIX,
+                names: &Names::new(&[SUFFIX], Default::default()),
                 sni,
                 keys: &self.keys,
                 cache: &TokenCache::default(),
                 now: Timestamp(NOW_S * 1000),
             };
-            gate.admit(&request.body(()).expect("request").into_parts().0)
+            match gate.admit(&request.body(()).expect("request").into_parts().0)? {
+                Admitted::App(route) => Ok(route),
+                Admitted::Shell(visit) => panic!("{visit:?}"),
+            }
         }
     }
 

@@ -2,7 +2,8 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::Bytes;
 use dormouse_core::limits;
@@ -11,9 +12,9 @@ use http::request::Parts;
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
-use tokio::time::timeout;
+use tokio::time::{Instant, Sleep, sleep, timeout};
 
-use crate::Visit;
+use crate::exchange::Exchange;
 use crate::headers;
 use crate::tasks::Tasks;
 
@@ -22,6 +23,11 @@ use crate::tasks::Tasks;
 /// Many a client writes its whole body before it looks for an answer. If the connection closes or the
 /// stream is reset under it, the answer is lost. So a body that nobody wants, because the request was
 /// refused or the app answered early, is still read for a while; what is read is dropped.
+///
+/// A body of a stated length is an upload, and one that stands still while it is wanted breaks off: its
+/// sender would hold a place in the MicroVM for nothing. Where no length is stated, the body may be one
+/// half of a conversation, such as gRPC's, and silence is part of it. While the app does not read,
+/// nothing is wanted, and no time runs.
 pub(crate) struct RequestBody {
     incoming: Option<Incoming>,
     /// Whether the client writes by now. One that waits for `100 Continue` does not, and reading
@@ -29,52 +35,109 @@ pub(crate) struct RequestBody {
     begun: bool,
     /// Where the rest is read.
     tasks: Tasks,
-    /// The stay of which this body is a part.
-    visit: Option<Arc<dyn Visit>>,
+    exchange: Arc<Exchange>,
+    stall: Stall,
+}
+
+/// Why a body broke off.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum BodyError {
+    /// The client's connection or its HTTP broke.
+    #[error(transparent)]
+    Broken(#[from] hyper::Error),
+    /// The client stopped sending.
+    #[error("the request body stands still")]
+    Stalled,
+}
+
+/// Notices that a body stands still. The timer is set once in a while, not for each piece.
+struct Stall {
+    limit: Duration,
+    wanted_since: Option<Instant>,
+    timer: Option<Pin<Box<Sleep>>>,
+}
+
+impl Stall {
+    fn new(limit: Duration) -> Self {
+        Self {
+            limit,
+            wanted_since: None,
+            timer: None,
+        }
+    }
+
+    /// Ready once the body has been wanted, and has not come, for the limit.
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        let deadline = *self.wanted_since.get_or_insert_with(Instant::now) + self.limit;
+        let timer = self
+            .timer
+            .get_or_insert_with(|| Box::pin(sleep(self.limit)));
+        while Instant::now() < deadline {
+            ready!(timer.as_mut().poll(context));
+            // It was set for an earlier wait.
+            timer.as_mut().reset(deadline);
+        }
+        Poll::Ready(())
+    }
 }
 
 impl RequestBody {
-    pub(crate) fn new(request: &Parts, incoming: Incoming, tasks: &Tasks) -> Self {
+    pub(crate) fn new(
+        request: &Parts,
+        incoming: Incoming,
+        tasks: &Tasks,
+        exchange: Arc<Exchange>,
+        stall_timeout: Duration,
+    ) -> Self {
         Self {
             incoming: Some(incoming),
             begun: !request.headers.contains_key(header::EXPECT),
             tasks: tasks.clone(),
-            visit: None,
+            exchange,
+            stall: Stall::new(stall_timeout),
         }
     }
 
-    pub(crate) fn empty(tasks: &Tasks) -> Self {
+    /// A body of the same exchange that has nothing in it.
+    pub(crate) fn emptied(&self) -> Self {
         Self {
             incoming: None,
             begun: true,
-            tasks: tasks.clone(),
-            visit: None,
+            tasks: self.tasks.clone(),
+            exchange: Arc::clone(&self.exchange),
+            stall: Stall::new(self.stall.limit),
         }
-    }
-
-    /// Makes the body part of `visit`: while it goes on there is a request in flight.
-    pub(crate) fn stay(&mut self, visit: Arc<dyn Visit>) {
-        self.visit = Some(visit);
     }
 }
 
 impl Body for RequestBody {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = BodyError;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         self.begun = true;
         let Some(incoming) = &mut self.incoming else {
             return Poll::Ready(None);
         };
-        let polled = Pin::new(incoming).poll_frame(context);
-        if matches!(polled, Poll::Ready(None | Some(Err(_)))) {
+        let Poll::Ready(frame) = Pin::new(&mut *incoming).poll_frame(context) else {
+            if incoming.size_hint().exact().is_none() {
+                return Poll::Pending;
+            }
+            ready!(self.stall.poll(context));
             self.incoming = None;
+            return Poll::Ready(Some(Err(BodyError::Stalled)));
+        };
+        self.stall.wanted_since = None;
+        match &frame {
+            Some(Ok(frame)) => self
+                .exchange
+                .received(frame.data_ref().map_or(0, Bytes::len)),
+            Some(Err(_)) | None => self.incoming = None,
         }
-        polled.map_ok(without_platform)
+        Poll::Ready(frame.map(|frame| frame.map(without_platform).map_err(BodyError::Broken)))
     }
 
     fn is_end_stream(&self) -> bool {

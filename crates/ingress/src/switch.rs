@@ -2,6 +2,7 @@
 
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
@@ -14,6 +15,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf, copy_bidirectional};
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
+use crate::exchange::{Exchange, MeasuredStream};
 use crate::frames::{self, Frames};
 use crate::headers;
 use crate::refusal::Refusal;
@@ -72,7 +74,12 @@ pub(crate) fn is_websocket(protocol: &HeaderValue) -> bool {
 }
 
 /// Copies between client and app until both have closed, or one has failed.
-pub(crate) async fn join(client: OnUpgrade, app: OnUpgrade, websocket: bool) {
+pub(crate) async fn join(
+    client: OnUpgrade,
+    app: OnUpgrade,
+    websocket: bool,
+    exchange: Arc<Exchange>,
+) {
     let (client, app) = match tokio::try_join!(client, app) {
         Ok(both) => both,
         Err(error) => {
@@ -80,7 +87,8 @@ pub(crate) async fn join(client: OnUpgrade, app: OnUpgrade, websocket: bool) {
             return;
         }
     };
-    let (mut client, mut app) = (TokioIo::new(client), TokioIo::new(app));
+    let mut client = MeasuredStream::new(TokioIo::new(client), exchange);
+    let mut app = TokioIo::new(app);
     let copied = if websocket {
         let mut app = Parting::new(app);
         let parted = app.parted.clone();

@@ -1,29 +1,24 @@
 //! Endpoint tokens: JWE in compact form, `dir` with `A256GCM`, opaque to clients as on AWS.
 //!
-//! A token says which endpoint it opens, which ports and until when. It needs no store: the key
-//! alone tells a true token from a false one. All tokens with few ports have the same length, so
+//! A token says which endpoint it opens, which ports and until when. An endpoint's id is drawn at random
+//! for one MicroVM and never again, and that MicroVM is one account's for life: so the token is bound to
+//! both without naming them. It needs no store: the key alone tells a true token from a false one. All tokens with few ports have the same length, so
 //! that the length says nothing about the grant.
 
-use std::fmt;
-use std::io;
-use std::path::{Path, PathBuf};
-
-use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
+use aws_lc_rs::aead::{Aad, NONCE_LEN, Nonce};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD as BASE64;
 use dormouse_core::{EndpointId, Timestamp};
-use secrecy::zeroize::{Zeroize, Zeroizing};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::file;
+use crate::token_keys::{ENC, TokenKeys};
 
 /// Claims are padded to a multiple of this; one such block makes a token of 760 characters, the
 /// length of a token of AWS.
 const CLAIMS_BLOCK_BYTES: usize = 464;
 /// Longest token that is worth looking at, in characters.
 const TOKEN_LENGTH_MAX: usize = 16 << 10;
-const KEY_BYTES: usize = 32;
 const TAG_BYTES: usize = 16;
 
 /// What a token grants.
@@ -127,35 +122,6 @@ pub enum TokenError {
     Expired,
 }
 
-/// Why the key file gives no keys.
-#[derive(Debug, thiserror::Error)]
-pub enum TokenKeysError {
-    /// The file cannot be read.
-    #[error("token keys cannot be read from {path}")]
-    Read {
-        /// The key file.
-        path: PathBuf,
-        /// What the system said.
-        #[source]
-        source: io::Error,
-    },
-    /// The file cannot be written.
-    #[error("token keys cannot be written to {path}")]
-    Write {
-        /// The key file.
-        path: PathBuf,
-        /// What the system said.
-        #[source]
-        source: io::Error,
-    },
-    /// The file is there but is no JWK set of at least one `A256GCM` key with a UUID for its `kid`.
-    #[error("{path} holds no usable token keys")]
-    Malformed {
-        /// The key file.
-        path: PathBuf,
-    },
-}
-
 /// The protected header, in AWS's order of fields. Anything more (`zip`, `crit`) is refused.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -166,62 +132,13 @@ struct Header {
 }
 
 const ALG: &str = "dir";
-const ENC: &str = "A256GCM";
-
-/// The key file: a JWK set (RFC 7517), newest key first.
-#[derive(Serialize, Deserialize)]
-struct JwkSet {
-    keys: Vec<Jwk>,
-}
-
-#[derive(Serialize, Deserialize)]
-struct Jwk {
-    kty: String,
-    kid: Uuid,
-    alg: String,
-    k: String,
-}
-
-impl Drop for Jwk {
-    fn drop(&mut self) {
-        self.k.zeroize();
-    }
-}
-
-/// The keys that make and open tokens. The first of the file makes; all of them open, so that a
-/// key put before the others takes over without a token being refused.
-pub struct TokenKeys {
-    keys: Vec<(Uuid, LessSafeKey)>,
-}
 
 impl TokenKeys {
-    /// Reads the keys at `path`, or makes one and writes it there, readable by its owner only.
-    pub fn load_or_create(path: &Path) -> Result<Self, TokenKeysError> {
-        let read = file::read(path).map_err(|source| TokenKeysError::Read {
-            path: path.to_owned(),
-            source,
-        })?;
-        let text = match read {
-            Some(text) => Zeroizing::new(text),
-            None => create(path)?,
-        };
-        Self::parse(&text).ok_or_else(|| TokenKeysError::Malformed {
-            path: path.to_owned(),
-        })
-    }
-
-    /// Reads a JWK set; `None` unless every key in it is usable and there is at least one.
-    fn parse(text: &str) -> Option<Self> {
-        let set: JwkSet = serde_json::from_str(text).ok()?;
-        let keys: Option<Vec<_>> = set.keys.iter().map(usable_key).collect();
-        keys.filter(|keys| !keys.is_empty())
-            .map(|keys| Self { keys })
-    }
-
     /// Makes a token that grants `claims`.
     #[must_use]
     pub fn mint(&self, claims: &Claims) -> String {
-        let (kid, key) = &self.keys[0];
+        let ring = self.ring();
+        let (kid, key) = ring.signing();
         let header = Header {
             kid: *kid,
             alg: ALG.to_owned(),
@@ -251,11 +168,8 @@ impl TokenKeys {
     /// What `token` grants at the moment `now`.
     pub fn open(&self, token: &str, now: Timestamp) -> Result<Claims, TokenError> {
         let jwe = Jwe::parse(token).ok_or(TokenError::Malformed)?;
-        let (_, key) = self
-            .keys
-            .iter()
-            .find(|(kid, _)| *kid == jwe.kid)
-            .ok_or(TokenError::UnknownKey)?;
+        let ring = self.ring();
+        let key = ring.find(jwe.kid).ok_or(TokenError::UnknownKey)?;
         let mut sealed = jwe.sealed;
         let plaintext = key
             .open_in_place(
@@ -270,13 +184,6 @@ impl TokenKeys {
             return Err(TokenError::Expired);
         }
         Ok(claims)
-    }
-}
-
-impl fmt::Debug for TokenKeys {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let kids = self.keys.iter().map(|(kid, _)| kid);
-        f.debug_set().entries(kids).finish()
     }
 }
 
@@ -321,34 +228,6 @@ impl<'a> Jwe<'a> {
     }
 }
 
-fn create(path: &Path) -> Result<Zeroizing<String>, TokenKeysError> {
-    let mut secret = Zeroizing::new([0; KEY_BYTES]);
-    random(secret.as_mut_slice());
-    let set = JwkSet {
-        keys: vec![Jwk {
-            kty: "oct".to_owned(),
-            kid: Uuid::new_v4(),
-            alg: ENC.to_owned(),
-            k: BASE64.encode(*secret),
-        }],
-    };
-    let text = Zeroizing::new(
-        serde_json::to_string_pretty(&set).expect("a JWK set of strings always serializes"),
-    );
-    file::replace(path, 0o600, text.as_bytes()).map_err(|source| TokenKeysError::Write {
-        path: path.to_owned(),
-        source,
-    })?;
-    Ok(text)
-}
-
-fn usable_key(jwk: &Jwk) -> Option<(Uuid, LessSafeKey)> {
-    let secret = Zeroizing::new(BASE64.decode(&jwk.k).ok()?);
-    let usable = jwk.kty == "oct" && jwk.alg == ENC;
-    let key = UnboundKey::new(&AES_256_GCM, &secret).ok()?;
-    usable.then(|| (jwk.kid, LessSafeKey::new(key)))
-}
-
 fn json(value: &impl Serialize) -> Vec<u8> {
     serde_json::to_vec(value).expect("a struct of strings and numbers always serializes")
 }
@@ -362,6 +241,7 @@ pub(crate) fn random(bytes: &mut [u8]) {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+    use std::path::Path;
 
     const NOW: Timestamp = Timestamp(1_900_000_000_000);
     const ENDPOINT: &str = "30d00336-db07-f4f5-79c1-8571c22bef9e";
@@ -372,7 +252,7 @@ mod tests {
     const FOREIGN: &str = "eyJraWQiOiIzYzViYjZhMS0wYmQwLTRiMWMtOWQ2ZS0xZjJhM2I0YzVkNmUiLCJhbGciOiJkaXIiLCJlbmMiOiJBMjU2R0NNIn0..uX04TGHYWZCpy0zX.y_D0wyMF5xwJb-oN8r_1nh5hUbZiNAUtXpqbvBxUF2PvWLwbrwpdezOIZ1FC6ik2SR1vvSycrl9-W_aDjlh-xOzJqrSWVLvy4gvI9l2PUIfY7PMfvXBWHXZCaVCntdFM2R3NSLpL88MXUNq1Hf_Qs8XrVkJJAgSmjwC6wjUW.lmgc5qeQELSOba_vXMmHEw";
 
     fn known_keys() -> TokenKeys {
-        TokenKeys::parse(KNOWN_KEY).expect("keys")
+        TokenKeys::parse(Path::new(""), KNOWN_KEY).expect("keys")
     }
 
     fn claims(ports: &[PortRange]) -> Claims {
@@ -480,58 +360,6 @@ mod tests {
                 Err(TokenError::Malformed),
                 "{token}"
             );
-        }
-    }
-
-    #[test]
-    fn a_new_key_takes_over_and_the_old_one_still_opens() {
-        let folder = tempfile::tempdir().expect("folder");
-        let fresh = |name: &str| {
-            let path = folder.path().join(name);
-            TokenKeys::load_or_create(&path).expect("keys");
-            std::fs::read_to_string(path).expect("key file")
-        };
-        let set = |text: &str| serde_json::from_str::<JwkSet>(text).expect("set").keys;
-        let (old, new) = (fresh("old"), fresh("new"));
-        let mut both = set(&new);
-        both.extend(set(&old));
-        let both = serde_json::to_string(&JwkSet { keys: both }).expect("json");
-        let [old, new, both] = [old, new, both].map(|text| TokenKeys::parse(&text).expect("keys"));
-        let grant = claims(&[PortRange::ALL]);
-        assert_eq!(both.open(&old.mint(&grant), NOW), Ok(grant.clone()));
-        assert_eq!(new.open(&both.mint(&grant), NOW), Ok(grant.clone()));
-        assert_eq!(
-            old.open(&both.mint(&grant), NOW),
-            Err(TokenError::UnknownKey)
-        );
-    }
-
-    #[test]
-    fn keys_survive_a_restart_and_are_private() {
-        use std::os::unix::fs::PermissionsExt;
-        let folder = tempfile::tempdir().expect("folder");
-        let path = folder.path().join("keys/tokens.json");
-        let token = TokenKeys::load_or_create(&path)
-            .expect("keys")
-            .mint(&claims(&[]));
-        let again = TokenKeys::load_or_create(&path).expect("keys");
-        assert_eq!(again.open(&token, NOW), Ok(claims(&[])));
-        let mode = std::fs::metadata(&path).expect("file").permissions().mode();
-        assert_eq!(mode & 0o777, 0o600);
-        let set: JwkSet =
-            serde_json::from_str(&std::fs::read_to_string(&path).expect("read")).expect("set");
-        assert!(!format!("{again:?}").contains(&set.keys[0].k));
-    }
-
-    #[test]
-    fn an_unusable_key_file_is_an_error_and_stays_as_it_is() {
-        let folder = tempfile::tempdir().expect("folder");
-        let path = folder.path().join("tokens.json");
-        for text in ["", "{}", r#"{"keys":[]}"#, &KNOWN_KEY.replace("AAEC", "")] {
-            std::fs::write(&path, text).expect("write");
-            let error = TokenKeys::load_or_create(&path).expect_err("unusable");
-            assert!(matches!(error, TokenKeysError::Malformed { .. }), "{text}");
-            assert_eq!(std::fs::read_to_string(&path).expect("read"), text);
         }
     }
 

@@ -10,7 +10,8 @@ use aws_lc_rs::constant_time::verify_slices_are_equal;
 use dormouse_core::{Timestamp, limits};
 use secrecy::zeroize::Zeroizing;
 
-use crate::token::{Claims, TokenError, TokenKeys};
+use crate::token::{Claims, TokenError};
+use crate::token_keys::TokenKeys;
 
 /// Remembers one token.
 #[derive(Default)]

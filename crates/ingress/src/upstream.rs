@@ -7,20 +7,26 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use dormouse_core::limits;
+use dormouse_core::guest::ShellSpec;
+use dormouse_core::{EndpointId, limits};
 use http::{Method, Request, Response, Uri, Version, uri};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use hyper::client::conn::{TrySendError, http1, http2};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::time::{Instant, timeout};
+use tracing::Instrument;
 
 use crate::app_tls::{AppTls, Reopen};
+use crate::exchange::Exchange;
+use crate::pace::Paced;
 use crate::pool::{Pool, Target};
 use crate::request::Route;
 use crate::request_body::RequestBody;
 use crate::tasks::Tasks;
+use crate::traffic::{Held, Vm};
 use crate::tunnel::Tunnel;
-use crate::{OpenError, Upstreams, Visit};
+use crate::{Ingress, OpenError, Stream, Upstreams, Visit};
 
 /// What the app speaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -39,6 +45,8 @@ pub(crate) enum ExchangeError {
     Http(#[source] hyper::Error),
     #[error("no TLS with an app that had it before")]
     Tls(#[source] io::Error),
+    #[error("no answer in time")]
+    TimedOut,
 }
 
 type Sent = Result<Response<Incoming>, TrySendError<Request<RequestBody>>>;
@@ -53,13 +61,17 @@ impl Connection {
     async fn open(
         visit: &Arc<dyn Visit>,
         route: &Route,
+        vm: Option<&Arc<Vm>>,
         app_tls: &Arc<AppTls>,
         tasks: &Tasks,
     ) -> Result<Self, ExchangeError> {
-        let stream = visit.connect(route.port).await?;
+        let port = route.port;
+        let stream = paced(visit.connect(port).await?, vm);
         let reopen: Reopen = {
-            let (visit, port) = (Arc::clone(visit), route.port);
-            Box::new(move || Box::pin(async move { visit.connect(port).await }))
+            let (visit, vm) = (Arc::clone(visit), vm.cloned());
+            Box::new(move || {
+                Box::pin(async move { Ok(paced(visit.connect(port).await?, vm.as_ref())) })
+            })
         };
         let stream = app_tls
             .settle(stream, route, reopen)
@@ -123,6 +135,25 @@ impl Connection {
     }
 }
 
+/// The stream, no faster than the MicroVM's bandwidth.
+fn paced(stream: Box<dyn Stream>, vm: Option<&Arc<Vm>>) -> Box<dyn Stream> {
+    match vm {
+        Some(vm) => Box::new(Paced::new(stream, Arc::clone(vm))),
+        None => stream,
+    }
+}
+
+/// A request that has its turn.
+pub(crate) struct Passage {
+    pub(crate) exchange: Arc<Exchange>,
+    /// The MicroVM, as far as it is known.
+    pub(crate) vm: Option<Arc<Vm>>,
+    /// Whether the MicroVM slept when the request came.
+    pub(crate) asleep: bool,
+    /// Counts the request as waiting until it is let in.
+    pub(crate) held: Option<Held>,
+}
+
 /// The way to the apps: lets requests in and keeps connections between them. Clones share the connections.
 #[derive(Clone)]
 pub(crate) struct Upstream {
@@ -130,16 +161,18 @@ pub(crate) struct Upstream {
     pool: Pool,
     app_tls: Arc<AppTls>,
     tasks: Tasks,
+    /// An app must send the head of its answer within this.
+    response_timeout: Option<Duration>,
 }
 
 impl Upstream {
-    /// Keeps idle connections for `keep`.
-    pub(crate) fn new(upstreams: Arc<dyn Upstreams>, keep: Duration, tasks: Tasks) -> Self {
+    pub(crate) fn new(ingress: &Ingress, tasks: Tasks) -> Self {
         Self {
-            upstreams,
-            pool: Pool::new(keep, tasks.clone()),
+            upstreams: Arc::clone(&ingress.upstreams),
+            pool: Pool::new(ingress.config.upstream_keep, tasks.clone()),
             app_tls: Arc::new(AppTls::new()),
             tasks,
+            response_timeout: ingress.config.response_timeout,
         }
     }
 
@@ -152,6 +185,7 @@ impl Upstream {
     pub(crate) async fn exchange(
         &self,
         route: &Route,
+        mut passage: Passage,
         request: Request<RequestBody>,
     ) -> Result<Response<AppBody>, ExchangeError> {
         let mut request = prepared(request, route.protocol);
@@ -159,14 +193,13 @@ impl Upstream {
         let mut failed = ExchangeError::Open(OpenError::WakeFailed);
         // What has seen nothing of the request has done no harm: once more.
         for _ in 0..limits::OPEN_ATTEMPTS {
-            let visit: Arc<dyn Visit> = Arc::from(self.upstreams.enter(&route.endpoint).await?);
-            request.body_mut().stay(Arc::clone(&visit));
+            let visit = self.enter(&route.endpoint, &mut passage).await?;
             let target = target(route, &*visit);
             let kept = self.pool.take(&target).filter(|_| take_kept);
-            let spare = kept.as_ref().and_then(|_| spare(&request, &self.tasks));
+            let spare = kept.as_ref().and_then(|_| spare(&request));
             let mut connection = match kept {
                 Some(connection) => connection,
-                None => match Connection::open(&visit, route, &self.app_tls, &self.tasks).await {
+                None => match self.connect(route, &visit, &passage).await {
                     Err(error @ ExchangeError::Open(OpenError::Gone)) => {
                         failed = error;
                         continue;
@@ -174,10 +207,10 @@ impl Upstream {
                     opened => opened?,
                 },
             };
-            let mut error = match connection.send(request).await {
+            let mut error = match self.send(&mut connection, &passage, request).await? {
                 Ok(response) => {
                     let back = (self.pool.clone(), target, connection);
-                    return Ok(response.map(|body| AppBody::new(body, visit, back)));
+                    return Ok(response.map(|body| AppBody::new(body, back)));
                 }
                 Err(error) => error,
             };
@@ -191,6 +224,77 @@ impl Upstream {
             }
         }
         Err(failed)
+    }
+
+    /// Opens a shell in the MicroVM behind `endpoint`.
+    pub(crate) async fn shell(
+        &self,
+        endpoint: &EndpointId,
+        mut passage: Passage,
+        spec: &ShellSpec,
+    ) -> Result<Box<dyn Stream>, OpenError> {
+        for _ in 0..limits::OPEN_ATTEMPTS {
+            let visit = self.enter(endpoint, &mut passage).await?;
+            match visit.shell(spec).await {
+                Err(OpenError::Gone) => {}
+                shell => return Ok(paced(shell?, passage.vm.as_ref())),
+            }
+        }
+        Err(OpenError::WakeFailed)
+    }
+
+    async fn enter(
+        &self,
+        endpoint: &EndpointId,
+        passage: &mut Passage,
+    ) -> Result<Arc<dyn Visit>, OpenError> {
+        let exchange = &passage.exchange;
+        let entered = self.upstreams.enter(endpoint);
+        let visit: Arc<dyn Visit> = Arc::from(entered.instrument(exchange.step("wake")).await?);
+        exchange.visits(Arc::clone(&visit));
+        if std::mem::take(&mut passage.asleep) {
+            exchange.woken();
+        }
+        passage.held = None;
+        Ok(visit)
+    }
+
+    async fn connect(
+        &self,
+        route: &Route,
+        visit: &Arc<dyn Visit>,
+        passage: &Passage,
+    ) -> Result<Connection, ExchangeError> {
+        let begun = Instant::now();
+        let vm = passage.vm.as_ref();
+        let connection = Connection::open(visit, route, vm, &self.app_tls, &self.tasks)
+            .instrument(passage.exchange.step("connect"))
+            .await?;
+        passage.exchange.connected(begun.elapsed());
+        Ok(connection)
+    }
+
+    async fn send(
+        &self,
+        connection: &mut Connection,
+        passage: &Passage,
+        request: Request<RequestBody>,
+    ) -> Result<Sent, ExchangeError> {
+        let begun = Instant::now();
+        let exchange = &passage.exchange;
+        let sent = connection
+            .send(request)
+            .instrument(exchange.step("first_byte"));
+        let sent = match self.response_timeout {
+            Some(limit) => timeout(limit, sent)
+                .await
+                .map_err(|_| ExchangeError::TimedOut)?,
+            None => sent.await,
+        };
+        if sent.is_ok() {
+            exchange.first_byte(begun.elapsed());
+        }
+        Ok(sent)
     }
 }
 
@@ -226,7 +330,7 @@ fn absolute(target: &Uri, host: &[u8]) -> Uri {
 }
 
 /// The same request once more, where sending it twice is the same as sending it once.
-fn spare(request: &Request<RequestBody>, tasks: &Tasks) -> Option<Request<RequestBody>> {
+fn spare(request: &Request<RequestBody>) -> Option<Request<RequestBody>> {
     let harmless = matches!(
         *request.method(),
         Method::GET | Method::HEAD | Method::OPTIONS
@@ -234,7 +338,7 @@ fn spare(request: &Request<RequestBody>, tasks: &Tasks) -> Option<Request<Reques
     if !harmless || !request.body().is_end_stream() {
         return None;
     }
-    let mut spare = Request::new(RequestBody::empty(tasks));
+    let mut spare = Request::new(request.body().emptied());
     *spare.method_mut() = request.method().clone();
     *spare.uri_mut() = request.uri().clone();
     *spare.version_mut() = request.version();
@@ -242,28 +346,20 @@ fn spare(request: &Request<RequestBody>, tasks: &Tasks) -> Option<Request<Reques
     Some(spare)
 }
 
-/// The app's answer as it comes. While it lives there is a request in flight; when it has come to its end,
-/// its connection waits for the next request.
+/// The app's answer as it comes. When it has come to its end, its connection waits for the next request.
 pub(crate) struct AppBody {
     body: Incoming,
     ended: bool,
-    visit: Arc<dyn Visit>,
     back: Option<(Pool, Target, Connection)>,
 }
 
 impl AppBody {
-    fn new(body: Incoming, visit: Arc<dyn Visit>, back: (Pool, Target, Connection)) -> Self {
+    fn new(body: Incoming, back: (Pool, Target, Connection)) -> Self {
         Self {
             body,
             ended: false,
-            visit,
             back: Some(back),
         }
-    }
-
-    /// The stay of which this answer is a part.
-    pub(crate) fn visit(&self) -> Arc<dyn Visit> {
-        Arc::clone(&self.visit)
     }
 }
 

@@ -106,6 +106,12 @@ impl Gate {
         matches!(self.now.borrow().phase, Phase::Ended)
     }
 
+    /// Whether whoever comes now is let in at once.
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        matches!(self.now.borrow().phase, Phase::Open(_))
+    }
+
     /// Breaks every open stream: the machine behind them will not answer any more.
     pub fn cut(&self) {
         self.now.send_if_modified(|now| {

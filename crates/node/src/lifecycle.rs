@@ -148,13 +148,12 @@ impl Host {
         let dir = self.layout.vm(&record.id);
         if let Some(machine) = machine
             && !exists(&dir.suspended()).await
+            && let Err(error) = keep(&dir, machine).await
         {
-            if let Err(error) = keep(&dir, machine).await {
-                self.run_on(record, &dir, machine)
-                    .await
-                    .map_err(Setback::Lost)?;
-                return Err(Setback::Unharmed(error));
-            }
+            self.run_on(record, &dir, machine)
+                .await
+                .map_err(Setback::Lost)?;
+            return Err(Setback::Unharmed(error));
         }
         // The snapshot is whole and has its name: from here on the MicroVM is asleep, come what may.
         gate.cut();

@@ -4,6 +4,7 @@ use crate::driver::{Command, CommandError, Driver, Means};
 use crate::gate::{Gate, GatedStream, Lease, Phase};
 use crate::guest::{Guest, GuestError};
 use crate::vmm::Stream;
+use dormouse_core::guest::ShellSpec;
 use dormouse_core::microvm::{Denied, Event, Record, State};
 use dormouse_core::{EndpointId, MicrovmId, limits};
 use dormouse_store::{Query, StoreError, Versioned};
@@ -31,9 +32,22 @@ struct Vms {
 /// What others hold of a MicroVM: its gate, and the way to its driver.
 #[derive(Debug)]
 struct Vm {
+    id: MicrovmId,
+    memory_mib: u32,
     gate: Arc<Gate>,
     commands: mpsc::Sender<Command>,
     waiters: Semaphore,
+}
+
+/// What there is to know of a MicroVM before a request is let in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Glance {
+    /// Its name in the API.
+    pub id: MicrovmId,
+    /// Baseline memory in MiB.
+    pub memory_mib: u32,
+    /// Whether a request would be let in now, without a wait.
+    pub is_open: bool,
 }
 
 /// Why a request could not be let in.
@@ -57,9 +71,15 @@ pub enum OpenError {
     /// It runs, and yet its agent does not answer.
     #[error("microvm does not answer")]
     Unreachable(#[source] GuestError),
-    /// Too many requests wait for it already.
+    /// Too many requests wait for it already, or too many shells are open.
     #[error("too many requests wait for the microvm")]
     Overloaded,
+    /// No shell can start in it.
+    #[error("no shell starts in the microvm")]
+    NoShell(#[source] GuestError),
+    /// Its image was built before there were shells.
+    #[error("the agent in the microvm's image is older than shells")]
+    AgentTooOld,
 }
 
 impl Node {
@@ -92,6 +112,8 @@ impl Node {
         let id = row.value.id.clone();
         let endpoint = row.value.endpoint.clone();
         let vm = Arc::new(Vm {
+            id: id.clone(),
+            memory_mib: row.value.memory_mib,
             gate: Arc::clone(&gate),
             commands,
             waiters: Semaphore::new(limits::WAKE_WAITERS_MAX),
@@ -134,6 +156,17 @@ impl Node {
         }
     }
 
+    /// What there is to know of the MicroVM behind `endpoint` now; none when it is over.
+    #[must_use]
+    pub fn glance(&self, endpoint: &EndpointId) -> Option<Glance> {
+        let vm = self.vms().by_endpoint.get(endpoint).map(Arc::clone)?;
+        Some(Glance {
+            id: vm.id.clone(),
+            memory_mib: vm.memory_mib,
+            is_open: vm.gate.is_open(),
+        })
+    }
+
     /// Lets a request in to the MicroVM behind `endpoint`, waking it if it may be woken.
     pub async fn enter(&self, endpoint: &EndpointId) -> Result<Lease, OpenError> {
         let vm = self.vms().by_endpoint.get(endpoint).map(Arc::clone);
@@ -159,6 +192,22 @@ impl Node {
     fn vms(&self) -> std::sync::MutexGuard<'_, Vms> {
         // The maps are whole after each statement, so a panic elsewhere cannot have torn them.
         self.vms.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn no_tunnel(error: GuestError) -> OpenError {
+    match error.refusal() {
+        Some(StatusCode::BAD_GATEWAY) => OpenError::NotListening,
+        _ => OpenError::Unreachable(error),
+    }
+}
+
+fn no_shell(error: GuestError) -> OpenError {
+    match error.refusal() {
+        Some(StatusCode::NOT_FOUND) => OpenError::AgentTooOld,
+        Some(StatusCode::TOO_MANY_REQUESTS) => OpenError::Overloaded,
+        Some(StatusCode::BAD_REQUEST) => OpenError::NoShell(error),
+        _ => OpenError::Unreachable(error),
     }
 }
 
@@ -221,18 +270,57 @@ impl Lease {
     /// Opens a stream to `port` of the MicroVM.
     pub async fn connect(&self, port: u16) -> Result<GatedStream<Box<dyn Stream>>, OpenError> {
         let guest = Guest::new(self.machine());
-        let tunnel = tokio::select! {
+        self.open(guest.tunnel(port), no_tunnel).await
+    }
+
+    /// Opens a shell in the MicroVM. The stream carries the guest protocol's frames.
+    pub async fn shell(&self, spec: &ShellSpec) -> Result<GatedStream<Box<dyn Stream>>, OpenError> {
+        let guest = Guest::new(self.machine());
+        self.open(guest.shell(spec), no_shell).await
+    }
+
+    async fn open(
+        &self,
+        opening: impl Future<Output = Result<Box<dyn Stream>, GuestError>>,
+        refused: fn(GuestError) -> OpenError,
+    ) -> Result<GatedStream<Box<dyn Stream>>, OpenError> {
+        tokio::select! {
             biased;
-            () = self.broken() => return Err(OpenError::Gone),
-            tunnel = guest.tunnel(port) => tunnel,
-        };
-        match tunnel {
-            Ok(stream) => Ok(self.watch(stream)),
-            Err(GuestError::Refused {
-                status: StatusCode::BAD_GATEWAY,
-                ..
-            }) => Err(OpenError::NotListening),
-            Err(error) => Err(OpenError::Unreachable(error)),
+            () = self.broken() => Err(OpenError::Gone),
+            stream = opening => Ok(self.watch(stream.map_err(refused)?)),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refused_shell_says_why() {
+        let refused = |status| {
+            no_shell(GuestError::Refused {
+                status,
+                message: String::new(),
+            })
+        };
+        assert!(matches!(
+            refused(StatusCode::NOT_FOUND),
+            OpenError::AgentTooOld
+        ));
+        assert!(matches!(
+            refused(StatusCode::TOO_MANY_REQUESTS),
+            OpenError::Overloaded
+        ));
+        assert!(matches!(
+            refused(StatusCode::BAD_REQUEST),
+            OpenError::NoShell(_)
+        ));
+        assert!(matches!(
+            refused(StatusCode::CONFLICT),
+            OpenError::Unreachable(_)
+        ));
+        let silent = no_shell(GuestError::TimedOut("shell"));
+        assert!(matches!(silent, OpenError::Unreachable(_)));
     }
 }

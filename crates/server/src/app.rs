@@ -4,10 +4,11 @@ use crate::admission::Admission;
 use crate::builds::Builds;
 use crate::config::Config;
 use crate::deletions::Deletions;
+use crate::domains::CustomDomains;
 use crate::throttle::Throttle;
 use dormouse_api::page::PageKey;
 use dormouse_core::{AccountId, EndpointId, ImageArn};
-use dormouse_ingress::TokenKeys;
+use dormouse_ingress::{Metrics, TokenKeys};
 use dormouse_node::node::Node;
 use dormouse_store::Store;
 use std::sync::Arc;
@@ -29,8 +30,12 @@ pub(crate) struct App {
     pub(crate) deletions: Arc<Deletions>,
     /// Who may launch.
     pub(crate) admission: Arc<Admission>,
+    /// What crosses endpoints.
+    pub(crate) traffic: Metrics,
     /// Who may call.
     pub(crate) throttle: Throttle,
+    /// Custom domains of MicroVMs.
+    pub(crate) domains: Arc<CustomDomains>,
     /// What endpoint tokens are made with.
     pub(crate) tokens: Arc<TokenKeys>,
     /// What page tokens are signed with.

@@ -1,11 +1,13 @@
 //! The command line: `dormouse COMMAND`.
 
 mod client;
+mod domain;
 mod env;
 mod follow;
 mod image_build;
 mod key;
 mod logs;
+mod shell;
 mod system;
 mod table;
 mod upload;
@@ -19,6 +21,7 @@ use client::Endpoint;
 use dormouse_core::{AccountId, limits};
 use dormouse_image::{LocalImages, oci};
 use dormouse_node::layout::Layout;
+use env::Way;
 use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -50,6 +53,11 @@ enum Command {
         /// Account whose oldest access key to use [default: the daemon's own]
         #[arg(long, value_parser = key::account)]
         account: Option<AccountId>,
+        /// Reach the daemon under AWS's own host names, through its CONNECT listener, without AWS_ENDPOINT_URL
+        ///
+        /// Sets HTTPS_PROXY, through which this shell reaches no other host, and AWS_CA_BUNDLE.
+        #[arg(long)]
+        proxy: bool,
     },
     /// Make, list and delete access keys, and with them accounts
     #[command(subcommand)]
@@ -76,12 +84,21 @@ enum Command {
         #[arg(long, short)]
         all: bool,
     },
+    /// Open a shell in a microVM, or run a command in it
+    ///
+    /// The shell is root's, in the app's environment. It has a terminal where standard input and output are one;
+    /// else bytes pass as they are, as in: tar c . | dormouse shell ID -- tar x -C /tmp. Its exit status becomes
+    /// ours, or 255 when there was no shell. At the beginning of a line ~. disconnects.
+    Shell(shell::ShellArgs),
     /// End microVMs
     Terminate {
         /// Their ids
         #[arg(required = true, value_name = "MICROVM")]
         ids: Vec<String>,
     },
+    /// Give a microVM host names of its own
+    #[command(subcommand)]
+    Domain(domain::DomainCommand),
     /// See what takes disk space, and give back what nothing needs
     #[command(subcommand)]
     System(system::SystemCommand),
@@ -134,14 +151,17 @@ fn dispatch(cli: &Cli) -> Result<ExitCode> {
     match &cli.command {
         Command::Serve(serve) => block_on(serve::run(Config::load(over, serve)?))?,
         Command::Doctor(serve) => return block_on(doctor::run(&Config::load(over, serve)?)),
-        Command::Env { account } => {
+        Command::Env { account, proxy } => {
             let config = Config::load(over, &unserved)?;
-            print(&env::exports(&config.data_dir, account.as_ref())?)?;
+            let way = if *proxy { Way::Proxy } else { Way::Endpoint };
+            print(&env::exports(&config.data_dir, account.as_ref(), way)?)?;
         }
         Command::Key(command) => key::run(&Config::load(over, &unserved)?, command)?,
         Command::Run(args) => return block_on(vms::run(over, args)),
         Command::Ls { all } => return block_on(vms::list(over, *all)),
+        Command::Shell(args) => return block_on(async { Ok(shell::run(over, args).await) }),
         Command::Terminate { ids } => return block_on(vms::terminate(over, ids)),
+        Command::Domain(command) => return block_on(domain::run(over, command)),
         Command::System(command) => return block_on(system::run(over, command)),
         Command::Image(ImageCommand::Build(args)) => {
             return block_on(image_build::run(over, args));

@@ -4,12 +4,18 @@
 //! result that the rest of the program relies on. Each error names the key and what to write there.
 
 mod build;
+mod listeners;
 mod quotas;
 mod registry;
+mod tls;
+mod traffic;
 
 pub(crate) use build::BuildConfig;
+pub(crate) use listeners::DnsConfig;
 pub(crate) use quotas::QuotaConfig;
 pub(crate) use registry::{BaseImageConfig, MANAGED_BASE};
+pub(crate) use tls::TlsConfig;
+pub(crate) use traffic::LimitConfig;
 
 use clap::{Args, ValueEnum};
 use dormouse_core::{AccountId, EndpointId, limits};
@@ -21,6 +27,7 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Where everything is kept unless configured otherwise.
 const DATA_DIR: &str = "/var/lib/dormouse";
@@ -50,6 +57,16 @@ pub(crate) struct Config {
     pub(crate) endpoint_domain: String,
     /// Port at which clients reach the ingress; none for the port that it listens on.
     pub(crate) endpoint_port: Option<u16>,
+    /// Where endpoints are served without TLS; loopback.
+    pub(crate) plain_addr: Option<SocketAddr>,
+    /// Where `CONNECT` is served; loopback.
+    pub(crate) connect_addr: Option<SocketAddr>,
+    /// Where the endpoint domain is answered for, and how.
+    pub(crate) dns: Option<DnsConfig>,
+    /// Certificates other than the internal CA's.
+    pub(crate) tls: TlsConfig,
+    /// How long one key signs endpoint tokens.
+    pub(crate) token_rotation: Duration,
     /// Where kernel, agent and base images are; none to look in the usual places.
     pub(crate) assets_dir: Option<PathBuf>,
     /// Where `s3://` artifacts are read from.
@@ -64,8 +81,21 @@ pub(crate) struct Config {
     pub(crate) base_images: BaseImageConfig,
     /// What one account may have and do.
     pub(crate) quotas: QuotaConfig,
-    /// Form of the daemon's log lines.
-    pub(crate) log_format: LogFormat,
+    /// What the endpoint of one MicroVM may carry.
+    pub(crate) limits: LimitConfig,
+    /// Where metrics are read; none for nowhere.
+    pub(crate) metrics_addr: Option<SocketAddr>,
+    /// The daemon's log.
+    pub(crate) log: LogConfig,
+}
+
+/// The daemon's log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct LogConfig {
+    /// Form of its lines.
+    pub(crate) format: LogFormat,
+    /// Whether each request to an endpoint has its line.
+    pub(crate) access: bool,
 }
 
 /// How guests are executed.
@@ -213,11 +243,17 @@ struct Raw {
     accel: Option<Accel>,
     assets_dir: Option<PathBuf>,
     endpoint: RawEndpoint,
+    tls: tls::RawTls,
+    tokens: RawTokens,
+    dns: listeners::RawDns,
+    connect: listeners::RawConnect,
     s3: Option<RawS3>,
     network: RawNetwork,
     build: RawBuild,
     quotas: quotas::RawQuotas,
     registry: registry::RawRegistry,
+    limits: traffic::RawLimits,
+    metrics_addr: Option<SocketAddr>,
     log: RawLog,
 }
 
@@ -226,6 +262,13 @@ struct Raw {
 struct RawEndpoint {
     domain: Option<String>,
     port: Option<u16>,
+    plain_addr: Option<SocketAddr>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawTokens {
+    rotate_days: Option<u32>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -266,6 +309,7 @@ struct RawBuild {
 #[serde(deny_unknown_fields, default)]
 struct RawLog {
     format: Option<LogFormat>,
+    access: Option<bool>,
 }
 
 impl Config {
@@ -274,17 +318,22 @@ impl Config {
         let raw = over.config.as_deref().map_or(Ok(Raw::default()), read)?;
         let region = region(raw.region)?;
         let endpoint_domain = serve.endpoint_domain.clone().or(raw.endpoint.domain);
+        let ingress_addr = serve.ingress_addr.or(raw.ingress_addr);
+        let ingress_addr = ingress_addr.unwrap_or(INGRESS_ADDR);
+        let dns = listeners::dns(raw.dns, ingress_addr)?;
         Ok(Self {
             data_dir: data_dir(over.data_dir.clone().or(raw.data_dir))?,
             api_addr: serve.api_addr.or(raw.api_addr).unwrap_or(API_ADDR),
-            ingress_addr: serve
-                .ingress_addr
-                .or(raw.ingress_addr)
-                .unwrap_or(INGRESS_ADDR),
+            ingress_addr,
             account: account(raw.account)?,
             accel: serve.accel.or(raw.accel).unwrap_or(Accel::Auto),
             endpoint_domain: domain(endpoint_domain, &region)?,
             endpoint_port: port(serve.endpoint_port.or(raw.endpoint.port))?,
+            plain_addr: listeners::on_loopback("endpoint.plain_addr", raw.endpoint.plain_addr)?,
+            connect_addr: listeners::on_loopback("connect.addr", raw.connect.addr)?,
+            tls: tls::tls(raw.tls, dns.is_some())?,
+            dns,
+            token_rotation: token_rotation(raw.tokens.rotate_days)?,
             assets_dir: serve.assets_dir.clone().or(raw.assets_dir),
             s3: raw
                 .s3
@@ -294,10 +343,15 @@ impl Config {
             build: BuildConfig::new(&raw.build)?,
             base_images: registry::registry(raw.registry, raw.build.extra_ca_file.as_deref())?,
             quotas: quotas::quotas(raw.quotas)?,
-            log_format: serve
-                .log_format
-                .or(raw.log.format)
-                .unwrap_or(LogFormat::Text),
+            limits: LimitConfig::new(raw.limits)?,
+            metrics_addr: raw.metrics_addr,
+            log: LogConfig {
+                format: serve
+                    .log_format
+                    .or(raw.log.format)
+                    .unwrap_or(LogFormat::Text),
+                access: raw.log.access.unwrap_or(true),
+            },
             region,
         })
     }
@@ -400,6 +454,16 @@ fn domain(text: Option<String>, region: &str) -> Result<String, ConfigError> {
     })
 }
 
+/// Whether a name could be a MicroVM's own: labels in lower case, more than one, and no address.
+pub(crate) fn is_host_name(name: &str) -> bool {
+    const NAME_LEN_MAX: usize = 253;
+    let last = name.rsplit('.').next().unwrap_or_default();
+    name.len() <= NAME_LEN_MAX
+        && name.contains('.')
+        && name.split('.').all(is_label)
+        && !last.bytes().all(|byte| byte.is_ascii_digit())
+}
+
 fn is_label(text: &str) -> bool {
     let inner = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
     (1..=63).contains(&text.len())
@@ -417,6 +481,19 @@ fn port(port: Option<u16>) -> Result<Option<u16>, ConfigError> {
         });
     }
     Ok(port)
+}
+
+fn token_rotation(days: Option<u32>) -> Result<Duration, ConfigError> {
+    match days.unwrap_or(limits::TOKEN_ROTATE_DAYS) {
+        days @ 1..=limits::TOKEN_ROTATE_DAYS_MAX => {
+            Ok(Duration::from_secs(u64::from(days) * 24 * 3600))
+        }
+        days => Err(ConfigError::Value {
+            key: "tokens.rotate_days",
+            problem: format!("{days} days make no sense"),
+            remedy: "write a number from 1 to 365",
+        }),
+    }
 }
 
 fn outside_s3(raw: RawS3, region: &str) -> Result<S3Source, ConfigError> {

@@ -19,6 +19,9 @@ pub(crate) struct DaemonFile {
     pub(crate) api_addr: SocketAddr,
     /// Where the TLS ingress listens.
     pub(crate) ingress_addr: SocketAddr,
+    /// Where `CONNECT` is served; none when it is off.
+    #[serde(default)]
+    pub(crate) connect_addr: Option<SocketAddr>,
     /// AWS region that it stands for.
     pub(crate) region: String,
     /// AWS account of its first access key.
@@ -107,6 +110,11 @@ impl DaemonFile {
     pub(crate) fn api_url(&self) -> String {
         format!("http://{}", reachable(self.api_addr))
     }
+
+    /// Where clients on this machine reach the ingress.
+    pub(crate) fn ingress_reachable(&self) -> SocketAddr {
+        reachable(self.ingress_addr)
+    }
 }
 
 /// Puts a file in its place, whole: readers see the old one or the new one.
@@ -127,7 +135,7 @@ pub(crate) fn replace_file(path: &Path, text: &[u8]) -> Result<(), DaemonError> 
 }
 
 /// An address to connect to, for one to listen on: nobody is reached at "any address".
-fn reachable(listening: SocketAddr) -> SocketAddr {
+pub(crate) fn reachable(listening: SocketAddr) -> SocketAddr {
     let loopback = match listening.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
         IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
@@ -172,6 +180,7 @@ mod tests {
             pid: 1,
             api_addr: "0.0.0.0:9400".parse().unwrap(),
             ingress_addr: "127.0.0.1:9443".parse().unwrap(),
+            connect_addr: None,
             region: "us-east-1".to_owned(),
             account: AccountId::parse("000000000000").unwrap(),
             ca_file: "/ca.pem".into(),

@@ -1,4 +1,7 @@
-//! The plain listener: the control API, STS and, for every path that is not its own, the embedded S3.
+//! The control API, STS and, for every path that is not its own, the embedded S3: on the plain listener, and
+//! on connections that `connect` has taken TLS off.
+//!
+//! A request that names S3's own host is S3's, whatever its path.
 
 use crate::api::extension::{self, is_extension_path};
 use crate::api::{self, sts};
@@ -7,7 +10,9 @@ use crate::keys::Keys;
 use crate::s3;
 use dormouse_api::route::is_control_path;
 use dormouse_core::limits;
-use http::{Request, Response};
+use http::header::HOST;
+use http::request::Parts;
+use http::{HeaderValue, Request, Response};
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
@@ -16,6 +21,7 @@ use hyper_util::server::conn::auto;
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
@@ -50,38 +56,49 @@ pub(crate) async fn serve(listener: TcpListener, service: Arc<Service>, stop: Ca
                 continue;
             }
         };
-        let service = Arc::clone(&service);
-        let stop = stop.clone();
+        let connection = connection(stream, Arc::clone(&service), stop.clone());
         connections.spawn(async move {
-            let _place = place;
-            let mut http = auto::Builder::new(TokioExecutor::new());
-            http.http1()
-                .timer(TokioTimer::new())
-                .header_read_timeout(limits::HTTP_HEAD_TIMEOUT)
-                .max_headers(limits::HTTP_HEADERS_MAX)
-                .max_buf_size(limits::HTTP_HEAD_BYTES_MAX);
-            let service = service_fn(move |request| {
-                let service = Arc::clone(&service);
-                async move { Ok::<_, Infallible>(answer(&service, request).await) }
-            });
-            let connection = http.serve_connection(TokioIo::new(stream), service);
-            tokio::pin!(connection);
-            tokio::select! {
-                _ = connection.as_mut() => {}
-                () = stop.cancelled() => {
-                    connection.as_mut().graceful_shutdown();
-                    let _ = connection.await;
-                }
-            }
+            connection.await;
+            drop(place);
         });
     }
     connections.close();
     let _ = tokio::time::timeout(limits::INGRESS_DRAIN_TIMEOUT, connections.wait()).await;
 }
 
+/// Serves the requests of one connection until it ends.
+pub(crate) async fn connection(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    service: Arc<Service>,
+    stop: CancellationToken,
+) {
+    let mut http = auto::Builder::new(TokioExecutor::new());
+    http.http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(limits::HTTP_HEAD_TIMEOUT)
+        .max_headers(limits::HTTP_HEADERS_MAX)
+        .max_buf_size(limits::HTTP_HEAD_BYTES_MAX);
+    let service = service_fn(move |request| {
+        let service = Arc::clone(&service);
+        async move { Ok::<_, Infallible>(answer(&service, request).await) }
+    });
+    let connection = http.serve_connection(TokioIo::new(stream), service);
+    tokio::pin!(connection);
+    tokio::select! {
+        _ = connection.as_mut() => {}
+        () = stop.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            let _ = connection.await;
+        }
+    }
+}
+
 async fn answer(service: &Service, request: Request<Incoming>) -> Response<s3::Body> {
     let (parts, body) = request.into_parts();
     service.keys.meet(&parts).await;
+    if service.s3.is_named_by(host(&parts)) {
+        return service.s3.call(Request::from_parts(parts, body)).await;
+    }
     let for_sts = sts::is_for_sts(&parts);
     let for_extension = is_extension_path(parts.uri.path());
     if !for_sts && !for_extension && !is_control_path(parts.uri.path()) {
@@ -105,4 +122,12 @@ async fn answer(service: &Service, request: Request<Incoming>) -> Response<s3::B
             .map_err(|never| match never {})
             .boxed_unsync()
     })
+}
+
+/// The host that a request names, as it is; empty where there is none.
+fn host(parts: &Parts) -> &str {
+    let field = parts.headers.get(HOST).map(HeaderValue::to_str);
+    let field = field.and_then(Result::ok);
+    let target = parts.uri.authority().map(|authority| authority.as_str());
+    target.or(field).unwrap_or_default()
 }

@@ -1,6 +1,5 @@
 //! Forgets what nobody needs any more: MicroVMs that ended long ago, and client tokens that have expired.
 
-use dormouse_core::egress::Egress;
 use dormouse_core::limits;
 use dormouse_core::microvm::Record;
 use dormouse_core::time::Timestamp;
@@ -49,6 +48,7 @@ async fn sweep(store: &Store, now: Timestamp) -> Result<usize, StoreError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use dormouse_core::egress::Egress;
     use dormouse_core::hook::Hooks;
     use dormouse_core::microvm::State;
     use dormouse_core::{AccountId, BuildId, EndpointId, ImageArn, MicrovmId};
@@ -63,6 +63,7 @@ mod tests {
                 .unwrap(),
             image_version: "1.0".to_owned(),
             build: BuildId::new(Uuid::new_v4()),
+            memory_mib: 512,
             state: terminated_at.map_or(State::Running, |_| State::Terminated),
             state_reason: None,
             started_at: Timestamp(0),

@@ -10,7 +10,9 @@ use crate::cache;
 use crate::config::{Config, MANAGED_BASE};
 use crate::daemon::{DaemonFile, DataLock};
 use crate::deletions::Deletions;
-use crate::http::{self, Service};
+use crate::domains::CustomDomains;
+use crate::front::Front;
+use crate::http::Service;
 use crate::keys::Keys;
 use crate::objects::Objects;
 use crate::retention;
@@ -22,7 +24,7 @@ use anyhow::{Context, Result};
 use dormouse_api::page::PageKey;
 use dormouse_core::limits;
 use dormouse_image::{ImageConfig, LocalImageError, LocalImages};
-use dormouse_ingress::{Authority, Ingress, TokenKeys};
+use dormouse_ingress::{Authority, TokenKeys};
 use dormouse_node::boot::BootFiles;
 use dormouse_node::driver::Means;
 use dormouse_node::host::slot::{SlotConfig, SlotPool};
@@ -32,17 +34,15 @@ use dormouse_node::lifecycle::Host;
 use dormouse_node::node::Node;
 use dormouse_node::vmm::qemu::Qemu;
 use dormouse_store::Store;
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 /// Runs the daemon until SIGTERM or SIGINT.
 pub(crate) async fn run(config: Config) -> Result<()> {
-    telemetry::start(config.log_format);
+    telemetry::start(config.log);
     let mut terminated = signal(SignalKind::terminate())?;
     let mut interrupted = signal(SignalKind::interrupt())?;
     let running = Running::start(config).await?;
@@ -73,8 +73,9 @@ impl Running {
         let lock = DataLock::acquire(&data_dir)?;
         let assets = Assets::find(config.assets_dir.as_deref())?;
         let keys = Arc::new(Keys::open_or_create(&data_dir, &config.account)?);
-        let api = listen(config.api_addr, "api_addr").await?;
-        let ingress = listen(config.ingress_addr, "ingress_addr").await?;
+        let (authority, tokens) = credentials(&data_dir)?;
+        let domains = Arc::default();
+        let front = Front::open(&config, &authority, &domains).await?;
 
         let images = prepare_images(&layout, &assets).await?;
         let images = config.base_images.images(images);
@@ -113,15 +114,22 @@ impl Running {
         )
         .await?;
 
-        let (authority, tokens) = credentials(&data_dir)?;
+        let domains = Arc::new(CustomDomains::open(means.store.clone(), domains).await?);
+        let upstreams = LocalUpstreams {
+            node: Arc::clone(&node),
+            limits: config.limits.clone(),
+        };
+        let proxy = front.proxy(&config, Arc::clone(&tokens), upstreams);
         let app = Arc::new(App {
-            ingress_port: ingress.local_addr()?.port(),
+            ingress_port: front.ingress.addr.port(),
             store: means.store.clone(),
             node: Arc::clone(&node),
             builds,
             deletions,
             admission,
+            traffic: proxy.metrics(),
             throttle: Throttle::new(config.quotas.calls.clone()),
+            domains,
             tokens: Arc::clone(&tokens),
             pages: PageKey::new(&page_secret()?),
             config,
@@ -129,20 +137,7 @@ impl Running {
         api::resume_connectors(&app)
             .await
             .context("network connectors")?;
-        let tls = authority.server_config(&app.config.endpoint_domain, &[])?;
-        let proxy = Arc::new(Ingress::new(
-            dormouse_ingress::Config::new(&app.config.endpoint_domain),
-            Arc::new(tls),
-            tokens,
-            Arc::new(LocalUpstreams(node)),
-        ));
-        announce(
-            &app,
-            api.local_addr()?,
-            ingress.local_addr()?,
-            means.host.vmm.name(),
-        )
-        .await?;
+        announce(&app, &front, means.host.vmm.name()).await?;
 
         let stop = CancellationToken::new();
         let followed = Arc::clone(&keys);
@@ -151,8 +146,11 @@ impl Running {
             keys,
             s3,
         });
-        let tasks = vec![
-            tokio::spawn(http::serve(api, service, stop.clone())),
+        let mut tasks = front.start(&service, proxy, &stop);
+        let rotation = app.config.token_rotation;
+        tasks.extend([
+            tokio::spawn(tokens.rotate(rotation, stop.clone())),
+            tokio::spawn(Arc::clone(&app.domains).run(stop.clone())),
             tokio::spawn(cache::run(
                 Arc::clone(&means),
                 app.config.build.clone(),
@@ -160,8 +158,7 @@ impl Running {
             )),
             tokio::spawn(followed.follow(stop.clone())),
             tokio::spawn(retention::run(app.store.clone(), stop.clone())),
-            tokio::spawn(dormouse_ingress::serve(ingress, proxy, stop.clone())),
-        ];
+        ]);
         Ok(Self {
             app,
             slots,
@@ -184,12 +181,6 @@ impl Running {
         self.slots.stop().await;
         tracing::info!("stopped");
     }
-}
-
-async fn listen(addr: SocketAddr, key: &str) -> Result<TcpListener> {
-    TcpListener::bind(addr)
-        .await
-        .with_context(|| format!("listen on {addr} (`{key}`)"))
 }
 
 /// Opens the local images; the managed base is made from the assets when it is missing.
@@ -293,12 +284,14 @@ fn page_secret() -> Result<[u8; 32]> {
 }
 
 /// Tells other commands and the person at the screen where everything is.
-async fn announce(app: &App, api: SocketAddr, ingress: SocketAddr, vmm: &str) -> Result<()> {
+async fn announce(app: &App, front: &Front, vmm: &str) -> Result<()> {
+    let (api, ingress) = (front.api.addr, front.ingress.addr);
     let data_dir = &app.config.data_dir;
     let file = DaemonFile {
         pid: std::process::id(),
         api_addr: api,
         ingress_addr: ingress,
+        connect_addr: front.connect.as_ref().map(|listener| listener.addr),
         region: app.config.region.clone(),
         account: app.config.account.clone(),
         ca_file: ca_file(data_dir),

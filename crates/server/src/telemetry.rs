@@ -1,19 +1,31 @@
 //! The daemon's log: to standard error, for people or as JSON.
 
-use crate::config::LogFormat;
+use crate::config::{LogConfig, LogFormat};
+use dormouse_ingress::ACCESS_LOG;
 use std::io::IsTerminal;
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::{Directive, LevelFilter};
 
 /// Starts logging. `RUST_LOG` chooses what; the default is what an operator wants to know.
-pub(crate) fn start(format: LogFormat) {
+pub(crate) fn start(config: LogConfig) {
     let default = format!("info,{}", crate::s3::LOG_DIRECTIVE);
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default));
+    let filter = if config.access {
+        filter
+    } else {
+        filter.add_directive(silent(ACCESS_LOG))
+    };
     let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal());
-    match format {
+    match config.format {
         LogFormat::Text => log.init(),
         LogFormat::Json => log.json().init(),
     }
+}
+
+fn silent(target: &str) -> Directive {
+    let directive = format!("{target}={}", LevelFilter::OFF);
+    directive.parse().expect("a target and a level")
 }

@@ -56,7 +56,9 @@ impl Throttle {
         // A bucket is whole after each statement.
         let mut buckets = self.buckets.lock().unwrap_or_else(PoisonError::into_inner);
         let key = (account.clone(), operation);
-        let bucket = buckets.entry(key).or_insert(Bucket::full(rate, now));
+        let bucket = buckets
+            .entry(key)
+            .or_insert_with(|| Bucket::full(rate, now));
         bucket.take(rate, now)
     }
 }

@@ -1,8 +1,10 @@
 //! The proxy's way into MicroVMs: this host's node.
 
+use crate::config::LimitConfig;
 use async_trait::async_trait;
 use dormouse_core::EndpointId;
-use dormouse_ingress::{OpenError, Stream, Upstreams, Visit};
+use dormouse_core::guest::ShellSpec;
+use dormouse_ingress::{OpenError, Stream, Target, Upstreams, Visit};
 use dormouse_node::driver::chain;
 use dormouse_node::gate::Lease;
 use dormouse_node::node::{self, Node};
@@ -10,12 +12,28 @@ use std::sync::Arc;
 
 /// The MicroVMs of this host as the proxy sees them.
 #[derive(Debug)]
-pub(crate) struct LocalUpstreams(pub(crate) Arc<Node>);
+pub(crate) struct LocalUpstreams {
+    pub(crate) node: Arc<Node>,
+    pub(crate) limits: LimitConfig,
+}
 
 #[async_trait]
 impl Upstreams for LocalUpstreams {
+    fn target(&self, endpoint: &EndpointId) -> Option<Target> {
+        let vm = self.node.glance(endpoint)?;
+        Some(Target {
+            limits: self.limits.of(vm.memory_mib),
+            microvm: vm.id,
+            awake: vm.is_open,
+        })
+    }
+
     async fn enter(&self, endpoint: &EndpointId) -> Result<Box<dyn Visit>, OpenError> {
-        let lease = self.0.enter(endpoint).await.map_err(told)?;
+        let lease = self
+            .node
+            .enter(endpoint)
+            .await
+            .map_err(|error| unopened(endpoint, error))?;
         Ok(Box::new(LocalVisit {
             endpoint: endpoint.clone(),
             lease,
@@ -35,26 +53,34 @@ impl Visit for LocalVisit {
     }
 
     async fn connect(&self, port: u16) -> Result<Box<dyn Stream>, OpenError> {
-        match self.lease.connect(port).await {
-            Ok(stream) => Ok(Box::new(stream)),
-            Err(error) => {
-                if let node::OpenError::Unreachable(cause) = &error {
-                    let endpoint = &self.endpoint;
-                    tracing::info!(%endpoint, error = chain(cause), "microvm does not answer");
-                }
-                Err(told(error))
-            }
-        }
+        let opened = self.lease.connect(port).await;
+        let stream = opened.map_err(|error| unopened(&self.endpoint, error))?;
+        Ok(Box::new(stream))
+    }
+
+    async fn shell(&self, spec: &ShellSpec) -> Result<Box<dyn Stream>, OpenError> {
+        let opened = self.lease.shell(spec).await;
+        let stream = opened.map_err(|error| unopened(&self.endpoint, error))?;
+        Ok(Box::new(stream))
     }
 }
 
-fn told(error: node::OpenError) -> OpenError {
+fn unopened(endpoint: &EndpointId, error: node::OpenError) -> OpenError {
     match error {
         node::OpenError::Ended => OpenError::Ended,
         node::OpenError::Asleep => OpenError::Asleep,
         node::OpenError::WakeFailed => OpenError::WakeFailed,
-        node::OpenError::NotListening | node::OpenError::Unreachable(_) => OpenError::NotListening,
-        node::OpenError::Gone => OpenError::Gone,
+        node::OpenError::NotListening => OpenError::NotListening,
         node::OpenError::Overloaded => OpenError::Overloaded,
+        node::OpenError::Gone => OpenError::Gone,
+        node::OpenError::AgentTooOld => OpenError::AgentTooOld,
+        node::OpenError::NoShell(cause) => {
+            tracing::info!(%endpoint, error = chain(&cause), "no shell starts");
+            OpenError::NoShell
+        }
+        node::OpenError::Unreachable(cause) => {
+            tracing::info!(%endpoint, error = chain(&cause), "microvm does not answer");
+            OpenError::NotListening
+        }
     }
 }

@@ -24,6 +24,8 @@ pub enum Kind {
     ConnectorVersion,
     /// The name of a network connector.
     ConnectorName,
+    /// A custom domain.
+    Domain,
 }
 
 impl Kind {
@@ -39,6 +41,7 @@ impl Kind {
             Self::Connector => "connector",
             Self::ConnectorVersion => "connector-version",
             Self::ConnectorName => "connector-name",
+            Self::Domain => "domain",
         }
     }
 }

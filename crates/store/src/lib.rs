@@ -15,6 +15,7 @@
 
 mod backend;
 mod connector;
+mod domain;
 mod entity;
 mod error;
 mod memory;
@@ -24,6 +25,7 @@ mod store;
 
 pub use backend::{Backend, Kind, NewRow, Order, Query, Row, Write, Written};
 pub use connector::{ConnectorName, connector_version_key};
+pub use domain::Domain;
 pub use entity::{ClientToken, Entity, version_key};
 pub use error::StoreError;
 pub use memory::Memory;

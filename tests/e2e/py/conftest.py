@@ -15,7 +15,7 @@ import pytest
 import wire_check
 from harness.artifact import zip_folder
 from harness.cloud import Cloud
-from harness.daemon import CACHE, Daemon
+from harness.daemon import CACHE, Daemon, free_port
 
 HERE = Path(__file__).parent
 APPS = HERE.parent / "apps"
@@ -24,7 +24,7 @@ DISK_GIB = 24
 # In this order: those that end the daemon come last.
 MODULES = [
     "test_api", "test_accounts", "test_quotas", "test_bad_artifacts", "test_dockerfile", "test_flow", "test_lost_machine", "test_clones",
-    "test_ingress", "test_races", "test_protocols", "test_browser", "test_isolation", "test_connectors", "test_fuzz_api", "test_cli", "test_proxy", "test_oci", "test_lifecycle", "test_hooks",
+    "test_ingress", "test_races", "test_protocols", "test_browser", "test_limits", "test_names", "test_isolation", "test_connectors", "test_fuzz_api", "test_cli", "test_shell", "test_proxy", "test_oci", "test_lifecycle", "test_hooks",
     "test_resources", "test_disk_full", "test_waiting", "test_tags", "test_images",
     "test_restart",
 ]
@@ -55,15 +55,40 @@ def home():
     disk.unlink()
 
 
+# The one size that has limits, and how much of it may be in flight.
+LIMITED_MIB = 1024
+LIMITED_IN_FLIGHT = 4
+# For test_connectors: the network of test_isolation, which is closed to everybody else. For test_limits: one size with
+# limits, and none for all other tests.
+CONFIG = f"""
+metrics_addr = "127.0.0.1:{{metrics_port}}"
+[endpoint]
+plain_addr = "127.0.0.1:{{plain_port}}"
+[connect]
+addr = "127.0.0.1:{{connect_port}}"
+[network.subnets]
+subnet-lan = ["192.168.213.0/24"]
+[limits]
+in_flight = "off"
+requests_per_second = "off"
+bandwidth_mb_per_second = "off"
+[limits.memory.{LIMITED_MIB}]
+in_flight = {LIMITED_IN_FLIGHT}
+requests_per_second = 100
+bandwidth_mb_per_second = 1
+"""
+
+
 @pytest.fixture(scope="session")
 def daemon(home):
     """A daemon that serves all tests. At the end nothing may be left of it, and its log must be clean."""
     log = CACHE / "e2e.log"
     log.unlink(missing_ok=True)
     config = home / "daemon.toml"
-    # For test_connectors: the network of test_isolation, which is closed to everybody else.
-    config.write_text('[network.subnets]\nsubnet-lan = ["192.168.213.0/24"]\n')
+    ports = {name: free_port() for name in ("metrics_port", "plain_port", "connect_port")}
+    config.write_text(CONFIG.format(**ports))
     daemon = Daemon(home / "data", log, options=["--config", str(config), "--accel", ACCEL, "--log-format", "json"])
+    daemon.metrics_port, daemon.plain_port = ports["metrics_port"], ports["plain_port"]
     namespaces = network_namespaces()
     daemon.start()
     own_namespaces = network_namespaces() - namespaces

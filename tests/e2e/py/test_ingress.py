@@ -78,13 +78,17 @@ def test_malformed_port(shared, port):
     assert shared.endpoint.get("/", **{"X-aws-proxy-port": port}).status == 400
 
 
-def test_only_tls_1_3(shared, cloud):
-    context = tls_context(cloud.ca_file)
-    context.maximum_version = ssl.TLSVersion.TLSv1_2
-    connection = Connection(shared.address, cloud.ca_file)
-    connection._context = context
-    with pytest.raises(ssl.SSLError):
-        connection.request("GET", "/")
+def test_tls_1_2_works_and_1_1_does_not(shared, cloud):
+    for version, works in ((ssl.TLSVersion.TLSv1_2, True), (ssl.TLSVersion.TLSv1_1, False)):
+        context = tls_context(cloud.ca_file)
+        # What the client offers must be the server's to refuse.
+        context.set_ciphers("DEFAULT@SECLEVEL=0")
+        context.minimum_version = context.maximum_version = version
+        connection = Connection(shared.address, cloud.ca_file)
+        connection._context = context
+        with contextlib.nullcontext() if works else pytest.raises((ssl.SSLError, ConnectionError)):
+            connection.request("GET", "/", headers=shared.endpoint.headers())
+            assert connection.getresponse().status == 200
 
 
 def test_certificate_is_of_the_internal_authority(shared, cloud):

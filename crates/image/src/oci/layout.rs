@@ -117,7 +117,7 @@ impl Parts {
                 let start = 0;
                 metadata
                     .is_file()
-                    .then(|| LayerSource {
+                    .then_some(LayerSource {
                         start,
                         len: metadata.len(),
                         path,

@@ -180,7 +180,8 @@ pub(super) fn is_host(part: &str) -> bool {
             }
             (
                 "",
-                port.strip_prefix(':').or(port.is_empty().then_some("1")),
+                port.strip_prefix(':')
+                    .or_else(|| port.is_empty().then_some("1")),
             )
         }
         None => match part.split_once(':') {

@@ -179,7 +179,9 @@ impl<R: Read> Archive<R> {
             mode: u16::try_from(mode & 0o7777).unwrap_or_default(),
             uid: id(pax.uid, header.uid())?,
             gid: id(pax.gid, header.gid())?,
-            mtime: pax.mtime.unwrap_or((i64::try_from(mtime).unwrap_or(0), 0)),
+            mtime: pax
+                .mtime
+                .unwrap_or_else(|| (i64::try_from(mtime).unwrap_or(0), 0)),
             xattrs: pax.xattrs,
         })
     }

@@ -239,7 +239,7 @@ impl Folders<'_> {
             }
             let mut fd = None::<OwnedFd>;
             for name in names.into_iter().rev() {
-                let parent = fd.as_ref().map_or(self.root.as_fd(), |fd| fd.as_fd());
+                let parent = fd.as_ref().map_or_else(|| self.root.as_fd(), AsFd::as_fd);
                 let next = fs::openat(parent, name, DIR_FLAGS, Mode::empty());
                 fd = Some(next.map_err(failed("open the folder", name_path(name)))?);
             }
@@ -248,7 +248,7 @@ impl Folders<'_> {
         Ok(self
             .last
             .as_ref()
-            .map_or(self.root.as_fd(), |(_, fd)| fd.as_fd()))
+            .map_or_else(|| self.root.as_fd(), |(_, fd)| fd.as_fd()))
     }
 }
 

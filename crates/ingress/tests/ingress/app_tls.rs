@@ -162,6 +162,23 @@ async fn an_app_that_hangs_up_on_its_first_request_is_asked_once_whether_it_spea
 }
 
 #[tokio::test]
+async fn a_microvm_that_goes_away_is_not_asked_whether_its_app_speaks_tls() {
+    let fixture = Fixture::new().await;
+    let mut client = Client::new(&fixture, Http::Two).await;
+    let ask = request(&fixture, "GET", "/")
+        .body(whole(""))
+        .expect("request");
+    let app = async {
+        let mut app = fixture.app().await;
+        app.head().await;
+        app.vanish();
+    };
+    let (response, ()) = tokio::join!(client.send(ask), app);
+    assert_eq!(response.expect("response").status(), 502);
+    assert_eq!(fixture.opens(), 1);
+}
+
+#[tokio::test]
 async fn an_app_that_is_silent_when_asked_is_not_waited_for() {
     let fixture = Fixture::new().await;
     let mut client = Client::new(&fixture, Http::Two).await;

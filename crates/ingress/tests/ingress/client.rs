@@ -27,6 +27,16 @@ pub(crate) fn host(endpoint: &str) -> String {
 
 /// A TLS connection that names `server` and offers `alpn`.
 pub(crate) async fn connect(fixture: &Fixture, server: &str, alpn: &str) -> TlsStream<TcpStream> {
+    connect_by(&rustls::version::TLS13, fixture, server, alpn).await
+}
+
+/// The same, by this version of TLS alone.
+pub(crate) async fn connect_by(
+    version: &'static rustls::SupportedProtocolVersion,
+    fixture: &Fixture,
+    server: &str,
+    alpn: &str,
+) -> TlsStream<TcpStream> {
     let mut roots = rustls::RootCertStore::empty();
     let pem = fixture.authority.certificate_pem().as_bytes();
     roots
@@ -34,8 +44,8 @@ pub(crate) async fn connect(fixture: &Fixture, server: &str, alpn: &str) -> TlsS
         .expect("root");
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let mut config = rustls::ClientConfig::builder_with_provider(provider)
-        .with_protocol_versions(&[&rustls::version::TLS13])
-        .expect("TLS 1.3")
+        .with_protocol_versions(&[version])
+        .expect("version")
         .with_root_certificates(roots)
         .with_no_client_auth();
     config.alpn_protocols = vec![alpn.as_bytes().to_vec()];
@@ -135,15 +145,20 @@ pub(crate) enum Client {
 
 impl Client {
     pub(crate) async fn new(fixture: &Fixture, http: Http) -> Self {
+        Self::to(fixture, ENDPOINT, http).await
+    }
+
+    pub(crate) async fn to(fixture: &Fixture, endpoint: &str, http: Http) -> Self {
         match http {
             Http::One => {
-                let io = TokioIo::new(raw(fixture).await);
+                let stream = connect(fixture, &host(endpoint), "http/1.1").await;
+                let io = TokioIo::new(stream);
                 let (sender, connection) = http1::handshake(io).await.expect("h1");
                 tokio::spawn(connection.with_upgrades());
                 Self::One(sender)
             }
             Http::Two => {
-                let stream = connect(fixture, &host(ENDPOINT), "h2").await;
+                let stream = connect(fixture, &host(endpoint), "h2").await;
                 assert_eq!(stream.get_ref().1.alpn_protocol(), Some(&b"h2"[..]));
                 let (sender, connection) = http2::Builder::new(TokioExecutor::new())
                     .initial_stream_window_size(1 << 20)
@@ -183,10 +198,20 @@ impl Client {
 
 /// A request to the fixture's endpoint with its token.
 pub(crate) fn request(fixture: &Fixture, method: &str, path: &str) -> http::request::Builder {
+    request_to(fixture, ENDPOINT, method, path)
+}
+
+/// A request to this endpoint with its token.
+pub(crate) fn request_to(
+    fixture: &Fixture,
+    endpoint: &str,
+    method: &str,
+    path: &str,
+) -> http::request::Builder {
     Request::builder()
         .method(method)
-        .uri(format!("https://{}{path}", host(ENDPOINT)))
-        .header("x-aws-proxy-auth", fixture.token())
+        .uri(format!("https://{}{path}", host(endpoint)))
+        .header("x-aws-proxy-auth", fixture.token_for(endpoint, 60))
 }
 
 pub(crate) async fn text(response: Response<Incoming>) -> String {

@@ -9,12 +9,13 @@ use std::time::{Duration, SystemTime};
 use std::{fmt, io};
 
 use async_trait::async_trait;
-use dormouse_core::EndpointId;
+use dormouse_core::guest::{FRAME_HEADER_LEN, FrameKind, ShellSpec, put_frame};
+use dormouse_core::{EndpointId, MicrovmId};
 use dormouse_ingress::{
-    Authority, Claims, Config, Ingress, OpenError, PortRange, Stream, TokenKeys, TokenKind,
-    Upstreams, Visit,
+    Authority, Claims, Config, Ingress, Metrics, OpenError, PortRange, Stream, Target, TokenKeys,
+    TokenKind, Upstreams, Visit, VmLimits,
 };
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, DuplexStream, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, ReadBuf};
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinHandle;
@@ -84,12 +85,42 @@ pub(crate) async fn read_until(stream: &mut (impl AsyncRead + Unpin), end: &str)
     String::from_utf8(text).expect("text")
 }
 
+/// The far end of one shell.
+pub(crate) struct Shell {
+    pub(crate) spec: ShellSpec,
+    pub(crate) stream: DuplexStream,
+}
+
+impl Shell {
+    pub(crate) async fn send(&mut self, kind: FrameKind, payload: &[u8]) {
+        let mut frame = Vec::new();
+        put_frame(&mut frame, kind, payload);
+        soon(self.stream.write_all(&frame)).await.expect("write");
+    }
+
+    /// The client's next frame; none once it has hung up.
+    pub(crate) async fn frame(&mut self) -> Option<(FrameKind, Vec<u8>)> {
+        let mut header = [0; FRAME_HEADER_LEN];
+        soon(self.stream.read_exact(&mut header)).await.ok()?;
+        let kind = FrameKind::from_byte(header[0]).expect("a kind");
+        let [_, length @ ..] = header;
+        let mut payload = vec![0; u32::from_be_bytes(length) as usize];
+        soon(self.stream.read_exact(&mut payload))
+            .await
+            .expect("a payload");
+        Some((kind, payload))
+    }
+}
+
 /// What the stub does with the next tunnels; the tests turn these knobs.
 pub(crate) struct Stub {
     apps: mpsc::UnboundedSender<App>,
+    shells: mpsc::UnboundedSender<Shell>,
     /// Each tunnel waits for a permit: none to begin with in a "sleeping" fixture.
     pub(crate) awake: Semaphore,
     pub(crate) refuse: Mutex<Option<OpenError>>,
+    /// Of each MicroVM, from its first request on.
+    pub(crate) limits: Mutex<VmLimits>,
     /// Calls of `enter` that are waiting.
     pub(crate) waiting: AtomicUsize,
     /// Calls of `enter` so far.
@@ -104,6 +135,14 @@ pub(crate) struct Stub {
 
 #[async_trait]
 impl Upstreams for Stub {
+    fn target(&self, endpoint: &EndpointId) -> Option<Target> {
+        Some(Target {
+            microvm: microvm(endpoint.as_str()),
+            limits: *self.limits.lock().expect("lock"),
+            awake: self.awake.available_permits() > 0,
+        })
+    }
+
     async fn enter(&self, endpoint: &EndpointId) -> Result<Box<dyn Visit>, OpenError> {
         self.opens.fetch_add(1, Ordering::SeqCst);
         let waiting = Counted::new(&WaitCount(self));
@@ -119,6 +158,7 @@ impl Upstreams for Stub {
             endpoint: endpoint.clone(),
             run: self.run.load(Ordering::SeqCst),
             apps: self.apps.clone(),
+            shells: self.shells.clone(),
             live: Arc::clone(&self.live),
             visits: Arc::clone(&self.visits),
         }))
@@ -129,6 +169,7 @@ struct Stay {
     endpoint: EndpointId,
     run: u64,
     apps: mpsc::UnboundedSender<App>,
+    shells: mpsc::UnboundedSender<Shell>,
     live: Arc<AtomicUsize>,
     visits: Arc<AtomicUsize>,
 }
@@ -151,12 +192,26 @@ impl Visit for Stay {
         self.apps.send(app).map_err(|_| OpenError::Ended)?;
         Ok(Box::new(Tunnel::new(near, broken, Arc::clone(&self.live))))
     }
+
+    async fn shell(&self, spec: &ShellSpec) -> Result<Box<dyn Stream>, OpenError> {
+        let (near, stream) = tokio::io::duplex(64 << 10);
+        let broken = Arc::new(AtomicBool::new(false));
+        let spec = spec.clone();
+        let shell = Shell { spec, stream };
+        self.shells.send(shell).map_err(|_| OpenError::Ended)?;
+        Ok(Box::new(Tunnel::new(near, broken, Arc::clone(&self.live))))
+    }
 }
 
 impl Drop for Stay {
     fn drop(&mut self) {
         self.visits.fetch_sub(1, Ordering::SeqCst);
     }
+}
+
+/// The MicroVM behind an endpoint, in these tests.
+pub(crate) fn microvm(endpoint: &str) -> MicrovmId {
+    MicrovmId::parse(&format!("microvm-{endpoint}")).expect("a UUID")
 }
 
 struct WaitCount<'a>(&'a Stub);
@@ -231,12 +286,16 @@ impl AsyncWrite for Tunnel {
 
 pub(crate) struct Fixture {
     pub(crate) address: SocketAddr,
+    /// The same ingress without TLS.
+    pub(crate) plain_address: SocketAddr,
     pub(crate) authority: Arc<Authority>,
     pub(crate) keys: Arc<TokenKeys>,
     pub(crate) stub: Arc<Stub>,
+    pub(crate) metrics: Metrics,
     pub(crate) stop: CancellationToken,
     pub(crate) served: JoinHandle<()>,
     apps: tokio::sync::Mutex<mpsc::UnboundedReceiver<App>>,
+    shells: tokio::sync::Mutex<mpsc::UnboundedReceiver<Shell>>,
     _folder: tempfile::TempDir,
 }
 
@@ -271,10 +330,13 @@ impl Fixture {
         let keys = TokenKeys::load_or_create(&folder.path().join("keys")).expect("keys");
         let keys = Arc::new(keys);
         let (sender, apps) = mpsc::unbounded_channel();
+        let (shell_sender, shells) = mpsc::unbounded_channel();
         let stub = Arc::new(Stub {
             apps: sender,
+            shells: shell_sender,
             awake: Semaphore::new(1),
             refuse: Mutex::new(None),
+            limits: Mutex::default(),
             waiting: AtomicUsize::new(0),
             opens: AtomicUsize::new(0),
             visits: Arc::default(),
@@ -287,22 +349,29 @@ impl Fixture {
         change(&mut config);
         let upstreams: Arc<dyn Upstreams> = Arc::clone(&stub) as _;
         let ingress = Ingress::new(config, Arc::new(tls), Arc::clone(&keys), upstreams);
+        let metrics = ingress.metrics();
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
         let address = listener.local_addr().expect("address");
+        let plain = TcpListener::bind("127.0.0.1:0").await.expect("bind");
+        let plain_address = plain.local_addr().expect("address");
         let stop = CancellationToken::new();
-        let served = tokio::spawn(dormouse_ingress::serve(
-            listener,
-            Arc::new(ingress),
-            stop.clone(),
-        ));
+        let ingress = Arc::new(ingress);
+        let without_tls = dormouse_ingress::serve_plain(plain, Arc::clone(&ingress), stop.clone());
+        let with_tls = dormouse_ingress::serve(listener, ingress, stop.clone());
+        let served = tokio::spawn(async {
+            tokio::join!(with_tls, without_tls);
+        });
         Self {
             address,
+            plain_address,
             authority,
             keys,
             stub,
+            metrics,
             stop,
             served,
             apps: tokio::sync::Mutex::new(apps),
+            shells: tokio::sync::Mutex::new(shells),
             _folder: folder,
         }
     }
@@ -317,6 +386,17 @@ impl Fixture {
     pub(crate) async fn apps_so_far(&self) -> Vec<App> {
         let mut apps = self.apps.lock().await;
         std::iter::from_fn(|| apps.try_recv().ok()).collect()
+    }
+
+    /// Sets the limits of MicroVMs that have had no request yet.
+    pub(crate) fn limit(&self, limits: VmLimits) {
+        *self.stub.limits.lock().expect("lock") = limits;
+    }
+
+    /// The far end of the next shell.
+    pub(crate) async fn shell(&self) -> Shell {
+        let mut shells = self.shells.lock().await;
+        soon(shells.recv()).await.expect("a shell")
     }
 
     pub(crate) fn wake(&self) {
@@ -345,14 +425,30 @@ impl Fixture {
     }
 
     pub(crate) fn token_for(&self, endpoint: &str, expires_in_s: i64) -> String {
+        let ports = vec![PortRange::single(8080), PortRange::from((9000, 9010))];
+        self.mint(endpoint, ports, expires_in_s, TokenKind::Http)
+    }
+
+    /// A token for a shell in [`ENDPOINT`].
+    pub(crate) fn shell_token(&self) -> String {
+        self.mint(ENDPOINT, Vec::new(), 60, TokenKind::Shell)
+    }
+
+    fn mint(
+        &self,
+        endpoint: &str,
+        ports: Vec<PortRange>,
+        expires_in_s: i64,
+        kind: TokenKind,
+    ) -> String {
         let now = SystemTime::now()
             .duration_since(SystemTime::UNIX_EPOCH)
             .expect("after 1970");
         self.keys.mint(&Claims {
             endpoint: EndpointId::parse(endpoint).expect("endpoint"),
-            ports: vec![PortRange::single(8080), PortRange::from((9000, 9010))],
+            ports,
             expires_s: now.as_secs().saturating_add_signed(expires_in_s),
-            kind: TokenKind::Http,
+            kind,
         })
     }
 }

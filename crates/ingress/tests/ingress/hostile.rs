@@ -5,11 +5,12 @@ use std::time::{Duration, Instant};
 use http::Request;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio_rustls::client::TlsStream;
 
 use crate::client::{
     BOTH, Client, Http, connect, head, host, raw, raw_exchange, read_to_close, request, text, whole,
 };
-use crate::fixture::{ENDPOINT, Fixture, OTHER_ENDPOINT, SUFFIX, soon};
+use crate::fixture::{App, ENDPOINT, Fixture, OTHER_ENDPOINT, SUFFIX, read_until, soon};
 use http::header::HeaderValue;
 
 #[tokio::test]
@@ -185,14 +186,42 @@ async fn a_slow_answer_is_no_silence() {
 #[tokio::test]
 async fn connections_beyond_the_limit_wait_for_a_place() {
     let fixture = Fixture::with(|config| config.connections_max = 2).await;
-    let first = raw(&fixture).await;
-    let _second = raw(&fixture).await;
+    let busy: Vec<_> = [in_flight(&fixture).await, in_flight(&fixture).await].into();
     let third = raw(&fixture);
     tokio::pin!(third);
     let early = tokio::time::timeout(Duration::from_millis(200), third.as_mut()).await;
     assert!(early.is_err(), "a third connection was served");
-    drop(first);
+    drop(busy);
     soon(third).await;
+}
+
+#[tokio::test]
+async fn idle_connections_make_room_for_others() {
+    let fixture = Fixture::with(|config| config.connections_max = 3).await;
+    let (mut busy, mut app) = in_flight(&fixture).await;
+    let mut silent = raw(&fixture).await;
+    let mut idle = connect(&fixture, &host(ENDPOINT), "h2").await;
+    let _fourth = raw(&fixture).await;
+    // The one that has been silent for longest went, and no other.
+    assert_eq!(read_to_close(&mut silent).await, "");
+    let open = tokio::time::timeout(Duration::from_millis(200), async {
+        while idle.read_u8().await.is_ok() {}
+    });
+    assert!(open.await.is_err(), "more went than had to");
+    app.stream.write_all(SLOW).await.expect("write");
+    assert!(read_until(&mut busy, "slow").await.contains("200 OK"));
+}
+
+const SLOW: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nslow";
+
+/// A connection with a request in flight, and the app that has it.
+async fn in_flight(fixture: &Fixture) -> (TlsStream<TcpStream>, App) {
+    let mut stream = raw(fixture).await;
+    let request = head(fixture, "GET /") + "\r\n";
+    stream.write_all(request.as_bytes()).await.expect("write");
+    let mut app = fixture.app().await;
+    app.head().await;
+    (stream, app)
 }
 
 #[tokio::test]

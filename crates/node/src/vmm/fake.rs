@@ -8,6 +8,7 @@
 mod agent;
 mod app;
 mod guest;
+mod shell;
 
 use super::{
     BootSpec, DeltaFiles, DeltaStats, ExitReason, Instance, RestoreSpec, StateSource, Stream, Vmm,
@@ -250,7 +251,9 @@ impl Instance for Arc<Machine> {
     async fn touched_pages(&self) -> Result<Vec<Range<u64>>, VmmError> {
         match self.memory {
             // It has read its whole memory file when it started.
-            Memory::Private { golden_len } => Ok(vec![0..golden_len.div_ceil(PAGE)]),
+            Memory::Private { golden_len } => {
+                Ok(std::iter::once(0..golden_len.div_ceil(PAGE)).collect())
+            }
             Memory::Anonymous | Memory::Shared(_) => Err(refused(
                 "look at guest memory",
                 "the machine was not restored",

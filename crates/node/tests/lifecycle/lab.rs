@@ -3,7 +3,7 @@
 use crate::journal::Journal;
 use crate::stage::Stage;
 use dormouse_core::egress::Egress;
-use dormouse_core::guest::{self, ProcessSpec};
+use dormouse_core::guest::{self, ProcessSpec, ShellSpec};
 use dormouse_core::hook::Hooks;
 use dormouse_core::microvm::{Event, IdlePolicy, Record, State};
 use dormouse_core::{AccountId, BuildId, EndpointId, ImageArn, MicrovmId, Timestamp, limits};
@@ -54,6 +54,13 @@ pub(crate) struct Lab {
 pub(crate) struct Opened {
     stream: GatedStream<Box<dyn Stream>>,
     _lease: Lease,
+}
+
+/// Where a stream leads.
+#[derive(Clone, Copy)]
+enum Way<'a> {
+    Port(u16),
+    Shell(&'a ShellSpec),
 }
 
 impl AsyncRead for Opened {
@@ -186,6 +193,7 @@ impl Lab {
             },
             image_version: "1.0".to_owned(),
             build: self.build.clone(),
+            memory_mib: MEMORY_MIB,
             state: State::Pending,
             state_reason: None,
             started_at: clock::now(),
@@ -391,9 +399,26 @@ impl Daemon {
 
     /// Opens a stream to a port of the MicroVM as the proxy does.
     pub(crate) async fn open_port(&self, vm: &Record, port: u16) -> Result<Opened, OpenError> {
+        self.open_way(vm, Way::Port(port)).await
+    }
+
+    /// Opens a shell in the MicroVM as the proxy does.
+    pub(crate) async fn open_shell(
+        &self,
+        vm: &Record,
+        spec: &ShellSpec,
+    ) -> Result<Opened, OpenError> {
+        self.open_way(vm, Way::Shell(spec)).await
+    }
+
+    async fn open_way(&self, vm: &Record, way: Way<'_>) -> Result<Opened, OpenError> {
         for _ in 0..limits::OPEN_ATTEMPTS {
             let lease = self.node.enter(&vm.endpoint).await?;
-            match lease.connect(port).await {
+            let opened = match way {
+                Way::Port(port) => lease.connect(port).await,
+                Way::Shell(spec) => lease.shell(spec).await,
+            };
+            match opened {
                 Err(OpenError::Gone) => {}
                 Err(error) => return Err(error),
                 Ok(stream) => {

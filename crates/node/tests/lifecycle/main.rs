@@ -22,4 +22,5 @@ mod lab;
 mod races;
 mod random;
 mod serving;
+mod shells;
 mod stage;

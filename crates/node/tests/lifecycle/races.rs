@@ -61,7 +61,7 @@ async fn arrive(round: usize, client: usize) {
     for _ in 0..place {
         yield_now().await;
     }
-    if place % 5 == 0 {
+    if place.is_multiple_of(5) {
         sleep(Duration::from_millis(place as u64 % 7)).await;
     }
 }

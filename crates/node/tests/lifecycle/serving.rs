@@ -1,6 +1,6 @@
 //! Requests: what reaches a MicroVM, what wakes it, and what breaks off.
 
-use crate::lab::{Lab, Unanswered, exchange};
+use crate::lab::{Lab, Opened, Unanswered, exchange};
 use crate::stage::Point;
 use dormouse_core::limits;
 use dormouse_core::microvm::{Denied, Event, IdlePolicy, State};
@@ -178,8 +178,9 @@ fn request_that_was_let_in_but_not_through_before_a_suspend_is_answered_after_th
         daemon.command(&vm, Event::SuspendRequested).await.unwrap();
         assert_eq!(request.await.unwrap().unwrap(), "1");
         assert_eq!(daemon.journal.count(&vm, State::Suspended), 1);
+        // It has not moved a byte, so the suspend waited no longer than for silence.
         assert!(
-            began.elapsed() < Duration::from_secs(5),
+            began.elapsed() < limits::DRAIN_QUIET * 2,
             "took {:?}",
             began.elapsed()
         );
@@ -250,6 +251,91 @@ fn request_in_flight_is_finished_before_a_suspend() {
         sleep(Duration::from_millis(10)).await;
         daemon.suspend(&vm).await;
         assert_eq!(request.await.unwrap().unwrap(), "ok");
+    });
+}
+
+/// An exchange that moves a byte every few seconds: `bytes` of them, echoed.
+async fn trickle(stream: &mut Opened, bytes: usize) -> std::io::Result<String> {
+    let head = format!(
+        "POST /echo HTTP/1.1\r\nhost: app\r\nconnection: close\r\ncontent-length: {bytes}\r\n\r\n"
+    );
+    stream.write_all(head.as_bytes()).await?;
+    let mut answer = Vec::new();
+    for _ in 0..bytes {
+        stream.write_all(b"x").await?;
+        while !answer.ends_with(b"x") {
+            answer.push(stream.read_u8().await?);
+        }
+        answer.push(b' ');
+        sleep(limits::DRAIN_QUIET * 2 / 3).await;
+    }
+    stream.read_to_end(&mut answer).await?;
+    Ok(String::from_utf8(answer).unwrap())
+}
+
+#[test]
+fn suspend_waits_as_long_as_bytes_move_and_holds_whoever_comes_meanwhile() {
+    const BYTES: usize = 12;
+    let lab = Lab::new();
+    lab.day(async |daemon| {
+        let vm = daemon.running(daemon.record()).await;
+        let mut stream = daemon.open(&vm).await.unwrap();
+        let exchange = tokio::spawn(async move { trickle(&mut stream, BYTES).await });
+        sleep(Duration::from_secs(1)).await;
+        let began = Instant::now();
+        daemon.command(&vm, Event::SuspendRequested).await.unwrap();
+        sleep(Duration::from_secs(1)).await;
+        assert!(!daemon.node.glance(&vm.endpoint).unwrap().is_open);
+        let held = {
+            let (daemon, vm) = (daemon.clone(), vm.clone());
+            tokio::spawn(async move { daemon.ask(&vm, "POST /count").await })
+        };
+        let answer = exchange.await.unwrap().unwrap();
+        assert_eq!(answer.matches('x').count(), BYTES);
+        assert!(began.elapsed() > limits::DRAIN_QUIET * 7);
+        assert_eq!(held.await.unwrap().unwrap(), "1");
+        assert_eq!(daemon.journal.count(&vm, State::Suspended), 1);
+        daemon.assert_at_rest().await;
+    });
+}
+
+#[test]
+fn suspend_does_not_wait_for_ever() {
+    let lab = Lab::new();
+    lab.day(async |daemon| {
+        let vm = daemon.running(daemon.record()).await;
+        let mut stream = daemon.open(&vm).await.unwrap();
+        let exchange = tokio::spawn(async move { trickle(&mut stream, 1000).await });
+        sleep(Duration::from_secs(1)).await;
+        let began = Instant::now();
+        daemon.command(&vm, Event::SuspendRequested).await.unwrap();
+        // Held for as long as the drain lasts, and answered all the same.
+        assert_eq!(daemon.ask(&vm, "POST /count").await.unwrap(), "1");
+        let took = began.elapsed();
+        assert!(
+            took >= limits::DRAIN_TIMEOUT && took < limits::WAKE_TIMEOUT,
+            "{took:?}"
+        );
+        let broken = exchange.await.unwrap().unwrap_err();
+        assert_eq!(broken.kind(), std::io::ErrorKind::ConnectionReset);
+        daemon.assert_at_rest().await;
+    });
+}
+
+#[test]
+fn silent_exchange_does_not_hold_up_a_suspend() {
+    let lab = Lab::new();
+    lab.day(async |daemon| {
+        let vm = daemon.running(daemon.record()).await;
+        let request = {
+            let (daemon, vm) = (daemon.clone(), vm.clone());
+            tokio::spawn(async move { daemon.ask(&vm, "GET /sleep/60000").await })
+        };
+        sleep(Duration::from_secs(1)).await;
+        let began = Instant::now();
+        daemon.suspend(&vm).await;
+        assert!(began.elapsed() <= limits::DRAIN_QUIET);
+        assert!(matches!(request.await.unwrap(), Err(Unanswered::Broken(_))));
     });
 }
 

@@ -4,16 +4,21 @@
 //! | request | answer |
 //! |---|---|
 //! | `GET builds/ID/log?offset=N&wait=SECONDS` | what the build has logged from byte N on; waits for more of it |
+//! | `GET microvms/ID/metrics` | what has crossed the endpoint of a MicroVM since the daemon started |
 //! | `GET system/usage` | what takes how much of the disk |
 //! | `POST system/prune` | deletes cached layers that nothing lies over |
+//! | `GET microvms/ID/domains` | the custom domains of a MicroVM |
+//! | `PUT microvms/ID/domains/NAME` | gives it one |
+//! | `DELETE microvms/ID/domains/NAME` | takes one back |
 //!
-//! A build's log is its account's. The disk is the operator's: `system` answers to keys of the account that
+//! A build's log and a MicroVM's metrics and domains are its account's. The disk is the operator's: `system` answers to keys of the account that
 //! the daemon is configured with.
 
+mod domains;
 mod logs;
 mod system;
 
-use super::{authenticate, internal};
+use super::{authenticate, internal, microvms};
 use crate::app::App;
 use crate::keys::Keys;
 use bytes::Bytes;
@@ -55,6 +60,10 @@ async fn answer(
         (&Method::GET, ["v1", "builds", id, "log"]) => {
             json(&logs::read(app, caller, id, parts.uri.query().unwrap_or_default()).await?)
         }
+        (&Method::GET, ["v1", "microvms", id, "metrics"]) => {
+            let vm = microvms::find(app, caller, id).await?;
+            json(&app.traffic.of(&vm.endpoint))
+        }
         (&Method::GET, ["v1", "system", "usage"]) => {
             operators_only(app, caller)?;
             json(&system::usage(app).await?)
@@ -62,6 +71,15 @@ async fn answer(
         (&Method::POST, ["v1", "system", "prune"]) => {
             operators_only(app, caller)?;
             json(&system::prune(app, body).await?)
+        }
+        (&Method::GET, ["v1", "microvms", id, "domains"]) => {
+            json(&domains::list(app, caller, id).await?)
+        }
+        (&Method::PUT, ["v1", "microvms", id, "domains", name]) => {
+            json(&domains::add(app, caller, id, name).await?)
+        }
+        (&Method::DELETE, ["v1", "microvms", id, "domains", name]) => {
+            json(&domains::remove(app, caller, id, name).await?)
         }
         _ => Err(ApiError::new(
             ErrorCode::UnknownOperation,

@@ -83,6 +83,7 @@ async fn new_record(
         image: version.image.clone(),
         image_version: version.version.clone(),
         build: build_of(app, version).await?,
+        memory_mib: version.spec.memory_mib,
         state: State::Pending,
         state_reason: None,
         started_at: clock::now(),

@@ -14,6 +14,8 @@ use secrecy::SecretString;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::env;
+use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 /// Longer than any answer that the daemon holds back on purpose.
@@ -37,6 +39,10 @@ pub(super) struct Endpoint {
     pub(super) secret: SecretString,
     /// Found by its data directory: it is on this host, and no proxy is between.
     pub(super) is_local: bool,
+    /// Certificate of the CA that signs the endpoints' certificates, if it is not one that the system trusts.
+    pub(super) ca_file: Option<PathBuf>,
+    /// Where the ingress is, if that is known better than by the endpoints' names.
+    pub(super) ingress: Option<SocketAddr>,
 }
 
 /// A call that the daemon refused.
@@ -88,6 +94,8 @@ impl Endpoint {
             access_key_id: variable("AWS_ACCESS_KEY_ID")?,
             secret: variable("AWS_SECRET_ACCESS_KEY")?.into(),
             is_local: false,
+            ca_file: variable("DORMOUSE_CA_FILE").ok().map(PathBuf::from),
+            ingress: None,
         })
     }
 
@@ -99,6 +107,8 @@ impl Endpoint {
             .with_context(|| format!("account {} has no access key", daemon.account))?;
         Ok(Self {
             url: daemon.api_url(),
+            ingress: Some(daemon.ingress_reachable()),
+            ca_file: Some(daemon.ca_file),
             region: daemon.region,
             access_key_id: key.id,
             secret: key.secret,

@@ -16,8 +16,17 @@ const SYSTEM_CAS: [&str; 4] = [
     "/etc/ssl/cert.pem",
 ];
 
+/// How clients find the daemon.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Way {
+    /// They are told its address.
+    Endpoint,
+    /// They call AWS's own host names, through the daemon's `CONNECT` listener.
+    Proxy,
+}
+
 /// The exports for the daemon of this data directory: with the oldest key of `account`, or of the daemon's own.
-pub(super) fn exports(data_dir: &Path, account: Option<&AccountId>) -> Result<String> {
+pub(super) fn exports(data_dir: &Path, account: Option<&AccountId>, way: Way) -> Result<String> {
     let daemon = DaemonFile::read(data_dir)?;
     let keys = Keys::open(data_dir)?;
     let key = keys.first_of(account.unwrap_or(&daemon.account));
@@ -33,9 +42,27 @@ pub(super) fn exports(data_dir: &Path, account: Option<&AccountId>) -> Result<St
     let ca_file = text(&daemon.ca_file)?;
     // A session token or profile of another account would take these keys' place.
     let mut lines = "unset AWS_SESSION_TOKEN AWS_PROFILE\n".to_owned();
-    for (name, value) in [
-        ("AWS_ENDPOINT_URL", daemon.api_url().as_str()),
-        ("AWS_ACCESS_KEY_ID", &key.id),
+    let api_url = daemon.api_url();
+    let proxy_url;
+    let way = match way {
+        Way::Endpoint => vec![("AWS_ENDPOINT_URL", api_url.as_str())],
+        Way::Proxy => {
+            let addr = daemon.connect_addr.context(
+                "the daemon does not serve CONNECT: set `connect.addr` in its configuration, as in \
+                 \"127.0.0.1:3128\"",
+            )?;
+            proxy_url = format!("http://{addr}");
+            // Either would lead past the proxy.
+            lines.push_str("unset AWS_ENDPOINT_URL NO_PROXY no_proxy\n");
+            vec![
+                ("HTTPS_PROXY", proxy_url.as_str()),
+                ("https_proxy", proxy_url.as_str()),
+                ("AWS_CA_BUNDLE", bundle),
+            ]
+        }
+    };
+    for (name, value) in way.into_iter().chain([
+        ("AWS_ACCESS_KEY_ID", key.id.as_str()),
         ("AWS_SECRET_ACCESS_KEY", key.secret.expose_secret()),
         ("AWS_REGION", &daemon.region),
         ("AWS_DEFAULT_REGION", &daemon.region),
@@ -44,7 +71,7 @@ pub(super) fn exports(data_dir: &Path, account: Option<&AccountId>) -> Result<St
         ("SSL_CERT_FILE", bundle),
         ("NODE_EXTRA_CA_CERTS", ca_file),
         ("DORMOUSE_CA_FILE", ca_file),
-    ] {
+    ]) {
         lines.push_str(&format!("export {name}={}\n", quote(value)));
     }
     Ok(lines)
@@ -96,10 +123,11 @@ mod tests {
         let keys = Keys::open_or_create(&data_dir, &account).unwrap();
         let first = keys.first_of(&account).unwrap();
         Keys::create(&data_dir, AccountId::parse("000000000001").unwrap()).unwrap();
-        let daemon = DaemonFile {
+        let mut daemon = DaemonFile {
             pid: 1,
             api_addr: "0.0.0.0:9400".parse().unwrap(),
             ingress_addr: "127.0.0.1:9443".parse().unwrap(),
+            connect_addr: None,
             region: "us-east-1".to_owned(),
             account,
             ca_file: ca_file.clone(),
@@ -108,7 +136,12 @@ mod tests {
 
         let script = r#"eval "$1"; env -0; cat "$CURL_CA_BUNDLE""#;
         let output = Command::new("sh")
-            .args(["-ec", script, "sh", &exports(&data_dir, None).unwrap()])
+            .args([
+                "-ec",
+                script,
+                "sh",
+                &exports(&data_dir, None, Way::Endpoint).unwrap(),
+            ])
             .env("AWS_SESSION_TOKEN", "of another account")
             .output()
             .unwrap();
@@ -128,6 +161,19 @@ mod tests {
         }
         assert!(!printed.contains("AWS_SESSION_TOKEN"), "{printed}");
         assert!(printed.ends_with("OWN CA\n"), "{printed}");
+
+        let error = exports(&data_dir, None, Way::Proxy)
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("connect.addr"), "{error}");
+        daemon.connect_addr = Some("127.0.0.1:3128".parse().unwrap());
+        daemon.write(&data_dir).unwrap();
+        let lines = exports(&data_dir, None, Way::Proxy).unwrap();
+        assert!(
+            lines.contains("export HTTPS_PROXY=http://127.0.0.1:3128\n"),
+            "{lines}"
+        );
+        assert!(lines.contains("unset AWS_ENDPOINT_URL"), "{lines}");
     }
 
     #[test]

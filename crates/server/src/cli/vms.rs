@@ -42,6 +42,9 @@ pub(super) struct RunArgs {
     /// Port that the printed curl command asks for
     #[arg(long, default_value_t = 8080)]
     port: u16,
+    /// Let shells in as well as requests: see `dormouse shell`
+    #[arg(long)]
+    shell: bool,
     /// Print the MicroVM's id alone, and do not wait
     #[arg(long, short)]
     quiet: bool,
@@ -88,6 +91,10 @@ pub(super) async fn run(over: &Overrides, args: &RunArgs) -> Result<ExitCode> {
     if let Some(version) = &args.version {
         request["imageVersion"] = json!(version);
     }
+    if args.shell {
+        let arns = ["HTTP_INGRESS", "SHELL_INGRESS"].map(|name| connector(&client, name));
+        request["ingressNetworkConnectors"] = json!(arns);
+    }
     if let Some(idle) = args.idle {
         request["idlePolicy"] = json!({
             "maxIdleDurationSeconds": idle,
@@ -111,16 +118,26 @@ pub(super) async fn run(over: &Overrides, args: &RunArgs) -> Result<ExitCode> {
         8080 => String::new(),
         port => format!(" \\\n    -H 'X-aws-proxy-port: {port}'"),
     };
+    let shell = match args.shell {
+        true => format!("Open a shell: dormouse shell {}\n", vm.microvm_id),
+        false => String::new(),
+    };
     print(&format!(
         "{id}  {state}\n\n\
          Talk to it (the token is good for {TOKEN_MINUTES} minutes):\n  \
          curl https://{endpoint}/{port} \\\n    -H 'X-aws-proxy-auth: {token}'\n\n\
-         End it: dormouse terminate {id}\n",
+         {shell}End it: dormouse terminate {id}\n",
         id = vm.microvm_id,
         state = vm.state,
         endpoint = vm.endpoint,
     ))?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// ARN of a managed network connector.
+fn connector(client: &Client, name: &str) -> String {
+    let region = &client.endpoint.region;
+    format!("arn:aws:lambda:{region}:aws:network-connector:aws-network-connector:{name}")
 }
 
 async fn wait_until_running(client: &Client, vm: Microvm) -> Result<Microvm> {

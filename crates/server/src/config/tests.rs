@@ -1,4 +1,7 @@
 use super::*;
+use dormouse_ingress::VmLimits;
+use std::num::{NonZeroU32, NonZeroU64};
+use std::time::Duration;
 
 fn load(toml: &str) -> Result<Config, ConfigError> {
     let file = tempfile::NamedTempFile::new().unwrap();
@@ -35,10 +38,25 @@ fn every_key_has_its_place() {
         region = "eu-north-1"
         account = "123456789012"
         accel = "tcg"
+        metrics_addr = "127.0.0.1:9401"
         assets_dir = "/opt/assets"
         [endpoint]
         domain = "vm.example.com"
         port = 443
+        plain_addr = "127.0.0.1:9080"
+        [tls]
+        certificate = "/etc/tls.pem"
+        key = "/etc/tls.key"
+        [tls.domains."app.example.org"]
+        certificate = "/etc/app.pem"
+        key = "/etc/app.key"
+        [tokens]
+        rotate_days = 7
+        [dns]
+        addr = "0.0.0.0:53"
+        addresses = ["192.0.2.1", "2001:db8::1"]
+        [connect]
+        addr = "[::1]:3128"
         [s3]
         endpoint = "https://s3.example.com"
         access_key_id = "AKIA"
@@ -62,14 +80,28 @@ fn every_key_has_its_place() {
         burst = 5
         [quotas.calls.SuspendMicrovm]
         per_second = 2
+        [limits]
+        in_flight = "off"
+        requests_per_second = 500
+        response_timeout_s = 3600
+        [limits.memory.512]
+        in_flight = 4
+        requests_per_second = "aws"
+        bandwidth_mb_per_second = "off"
         [log]
         format = "json"
+        access = false
         "#,
     )
     .unwrap();
     assert_eq!(config.account.as_str(), "123456789012");
     assert_eq!(config.accel, Accel::Tcg);
     assert_eq!(config.builds_at_once, 3);
+    assert_eq!(config.plain_addr.unwrap().to_string(), "127.0.0.1:9080");
+    assert_eq!(config.connect_addr.unwrap().to_string(), "[::1]:3128");
+    assert_eq!(config.dns.as_ref().unwrap().addresses.len(), 2);
+    assert_eq!(config.tls.domains.len(), 1);
+    assert_eq!(config.token_rotation.as_secs(), 7 * 86_400);
     let quotas = &config.quotas;
     assert_eq!((quotas.images, quotas.versions_per_image), (100, 50));
     assert_eq!((quotas.concurrent_builds, quotas.memory_mib), (5, 409_600));
@@ -81,11 +113,49 @@ fn every_key_has_its_place() {
     );
     assert_eq!(own["SuspendMicrovm"].burst, 4);
     assert_eq!(config.network.dns[0].to_string(), "9.9.9.9:53");
+    assert!(!config.log.access && config.metrics_addr.is_some());
+    let small = config.limits.of(512);
+    assert_eq!(limits(small), (Some(4), Some(10), None));
+    assert_eq!(
+        limits(config.limits.of(2048)),
+        (None, Some(500), Some(4_000_000))
+    );
+    assert_eq!(
+        config.limits.response_timeout,
+        Some(Duration::from_secs(3600))
+    );
     let said = format!("{config} {config:?}");
     assert!(
         said.contains("region eu-north-1") && !said.contains("hush"),
         "{said}"
     );
+}
+
+fn limits(limits: VmLimits) -> (Option<u32>, Option<u32>, Option<u64>) {
+    (
+        limits.in_flight.map(NonZeroU32::get),
+        limits.requests_per_second.map(NonZeroU32::get),
+        limits.bytes_per_second.map(NonZeroU64::get),
+    )
+}
+
+#[test]
+fn an_endpoint_carries_what_it_does_on_aws_unless_told_otherwise() {
+    let config = load("").unwrap();
+    assert!(config.log.access && config.metrics_addr.is_none());
+    assert_eq!(config.limits.response_timeout, None);
+    for (mib, in_flight, a_second, mb) in [
+        (512, 8, 10, 1),
+        (1024, 16, 20, 2),
+        (2048, 32, 40, 4),
+        (4096, 64, 80, 8),
+        (8192, 128, 160, 16),
+    ] {
+        let expected = (Some(in_flight), Some(a_second), Some(mb * 1_000_000));
+        assert_eq!(limits(config.limits.of(mib)), expected);
+    }
+    let off = "[limits]\nin_flight = \"off\"\nrequests_per_second = \"off\"\nbandwidth_mb_per_second = \"off\"";
+    assert_eq!(load(off).unwrap().limits.of(512), VmLimits::default());
 }
 
 #[test]
@@ -117,6 +187,48 @@ fn a_mistake_is_named_with_its_remedy() {
         ("region = \"US east\"", "region", "us-east-1"),
         ("[endpoint]\ndomain = \".x\"", "endpoint.domain", "labels"),
         ("[endpoint]\nport = 0", "endpoint.port", "443"),
+        (
+            "[endpoint]\nplain_addr = \"0.0.0.0:80\"",
+            "endpoint.plain_addr",
+            "loopback",
+        ),
+        (
+            "[connect]\naddr = \"192.0.2.1:1\"",
+            "connect.addr",
+            "loopback",
+        ),
+        ("[tls]\ncertificate = \"/x\"", "`tls`", "both"),
+        (
+            "[tls.acme]\ndirectory_url = \"http://x\"",
+            "tls.acme.directory_url",
+            "https://",
+        ),
+        (
+            "[tls.acme]\ndirectory_url = \"https://x\"",
+            "tls.acme.hook",
+            "[dns]",
+        ),
+        (
+            "[tls]\ncertificate = \"/x\"\nkey = \"/x\"\n[tls.acme]\nhook = \"/x\"",
+            "tls.acme",
+            "leave out",
+        ),
+        (
+            "[tls.domains.\"x\"]\ncertificate = \"/x\"\nkey = \"/x\"",
+            "tls.domains",
+            "app.example.com",
+        ),
+        (
+            "[tokens]\nrotate_days = 0",
+            "tokens.rotate_days",
+            "1 to 365",
+        ),
+        ("[dns]\naddresses = [\"192.0.2.1\"]", "dns.addr", "5353"),
+        (
+            "ingress_addr = \"0.0.0.0:1\"\n[dns]\naddr = \"127.0.0.1:5353\"",
+            "dns.addresses",
+            "192.0.2.1",
+        ),
         ("[s3]\nregion = \"us-east-1\"", "`s3`", "access_key_id"),
         ("[s3]\nendpoint = \"ftp://x\"", "s3.endpoint", "https://"),
         (
@@ -147,6 +259,8 @@ fn a_mistake_is_named_with_its_remedy() {
             "calls_per_second",
             "burst",
         ),
+        ("[limits]\nin_flight = 0", "line 2", "at least 1"),
+        ("[limits.memory.3000]", "limits.memory", "2048"),
         ("data_dri = \"/x\"", "data_dri", "data_dir"),
         ("accel = \"fast\"", "fast", "auto"),
     ] {

@@ -1,12 +1,14 @@
 //! The embedded S3: what `aws s3 cp app.zip s3://bucket/` talks to when there is no other S3.
 //!
-//! The daemon answers S3 on the control API's address, path-style (`/bucket/key`), with the same access keys.
+//! The daemon answers S3 on the control API's address, path-style (`/bucket/key`), with the same access keys; at
+//! AWS's own host names the bucket may be in the name.
 //! The protocol is s3s's, the storage ours. What is not implemented answers `NotImplemented`.
 
 mod access;
 mod convert;
 mod digest;
 mod error;
+mod host;
 mod index;
 mod list;
 mod multipart;
@@ -20,6 +22,7 @@ use crate::keys::Keys;
 use access::Access;
 use bytes::Bytes;
 use dormouse_core::AccountId;
+use host::Hosts;
 use http::{HeaderValue, Request, Response, StatusCode, Version, header};
 use http_body_util::{BodyExt, combinators::UnsyncBoxBody};
 use object_store::ObjectStore;
@@ -44,6 +47,7 @@ pub(crate) type Body = UnsyncBoxBody<Bytes, Box<dyn std::error::Error + Send + S
 pub(crate) struct Service {
     s3: S3Service,
     storage: Storage,
+    hosts: Hosts,
 }
 
 impl Service {
@@ -65,10 +69,18 @@ impl Service {
             storage: storage.clone(),
         });
         service.set_auth(Auth(keys));
+        let hosts = Hosts::new(region);
+        service.set_host(hosts.clone());
         Ok(Self {
             s3: service.build(),
             storage,
+            hosts,
         })
+    }
+
+    /// Whether a host is S3's own, or a bucket's.
+    pub(crate) fn is_named_by(&self, host: &str) -> bool {
+        self.hosts.bucket(host).is_some()
     }
 
     /// Answers a request. An error of the protocol is an answer too: this does not fail.

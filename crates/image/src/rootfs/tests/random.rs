@@ -107,7 +107,7 @@ fn put(model: &mut Model, path: &str, text: &str, number: usize) -> Option<()> {
     for (end, _) in path.match_indices('/') {
         let folder = model
             .entry(path[..end].to_owned())
-            .or_insert(("/".to_owned(), number));
+            .or_insert_with(|| ("/".to_owned(), number));
         if folder.0 != "/" {
             return None;
         }

@@ -2,12 +2,14 @@
 
 use super::app::{self, Body, reply};
 use super::guest::Guest;
+use super::shell;
 use crate::vmm::ExitReason;
 use dormouse_core::guest::{
     AgentError, AppState, COPY_SPEC, CopySpec, Exit, FRAME_PAYLOAD_MAX, FrameKind, GENERATION,
-    Hello, LOG_NEXT, LOG_START, ProcessSpec, ThawSpec,
+    Hello, LOG_NEXT, LOG_START, ProcessSpec, SHELL_PROTOCOL, ThawSpec, put_frame,
 };
 use dormouse_core::limits;
+use http::header::{CONNECTION, UPGRADE};
 use http::{HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
@@ -63,6 +65,7 @@ async fn answer(guest: &Arc<Guest>, request: Request<Incoming>) -> Result<Respon
         }
         (&Method::GET, "/v1/app/logs") => logs(guest, request.uri().query().unwrap_or_default()),
         (&Method::POST, "/v1/exec") => Ok(exec(guest, body(request).await?).await),
+        (&Method::POST, "/v1/shell") => open_shell(guest, request).await,
         (&Method::POST, "/v1/copy") => copy(request).await,
         (&Method::POST, "/v1/disk/freeze" | "/v1/disk/thaw") => done(),
         (&Method::POST, "/v1/freeze") => {
@@ -113,6 +116,25 @@ fn tunnel(guest: &Arc<Guest>, request: Request<Incoming>) -> Result<Response<Bod
         }
     });
     Ok(reply(StatusCode::OK, ""))
+}
+
+async fn open_shell(
+    guest: &Arc<Guest>,
+    mut request: Request<Incoming>,
+) -> Result<Response<Body>, Refusal> {
+    let host = hyper::upgrade::on(&mut request);
+    let spec = body(request).await?;
+    let guest = guest.clone();
+    tokio::spawn(async move {
+        if let Ok(host) = host.await {
+            shell::serve(&guest, &spec, TokioIo::new(host)).await;
+        }
+    });
+    let mut response = reply(StatusCode::SWITCHING_PROTOCOLS, "");
+    let headers = response.headers_mut();
+    headers.insert(UPGRADE, HeaderValue::from_static(SHELL_PROTOCOL));
+    headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
+    Ok(response)
 }
 
 fn start(guest: &Guest, spec: &ProcessSpec) -> Result<Response<Body>, Refusal> {
@@ -172,17 +194,11 @@ async fn exec(guest: &Guest, spec: ProcessSpec) -> Response<Body> {
     };
     let mut frames = Vec::new();
     for chunk in printed.as_bytes().chunks(FRAME_PAYLOAD_MAX) {
-        frame(&mut frames, FrameKind::Stdout, chunk);
+        put_frame(&mut frames, FrameKind::Stdout, chunk);
     }
     let exit = serde_json::to_vec(&exit).expect("numbers serialize");
-    frame(&mut frames, FrameKind::Exit, &exit);
+    put_frame(&mut frames, FrameKind::Exit, &exit);
     reply(StatusCode::OK, frames)
-}
-
-fn frame(out: &mut Vec<u8>, kind: FrameKind, payload: &[u8]) {
-    out.push(kind as u8);
-    out.extend((payload.len() as u32).to_be_bytes());
-    out.extend(payload);
 }
 
 /// Takes a tar in and forgets it: a fake machine has no disk.

@@ -7,16 +7,18 @@ use crate::app::App;
 use crate::builds::Builds;
 use crate::config::{Config, Overrides, S3Source, ServeOverrides};
 use crate::deletions::Deletions;
+use crate::domains::CustomDomains;
 use crate::keys::Keys;
 use crate::objects::Objects;
 use crate::s3;
 use crate::throttle::Throttle;
+use crate::upstreams::LocalUpstreams;
 use bytes::Bytes;
 use dormouse_api::page::PageKey;
 use dormouse_api::route::route;
 use dormouse_core::{AccountId, limits};
 use dormouse_image::{ImageConfig, LocalImages};
-use dormouse_ingress::TokenKeys;
+use dormouse_ingress::{Authority, Ingress, TokenKeys};
 use dormouse_node::boot::BootFiles;
 use dormouse_node::driver::Means;
 use dormouse_node::layers::LayerCache;
@@ -174,6 +176,9 @@ impl World {
             Arc::clone(&admission),
         );
         let tokens = TokenKeys::load_or_create(&self.dir.path().join("tokens.jwks")).unwrap();
+        let tokens = Arc::new(tokens);
+        let traffic = self.ingress(&config, &node, &tokens).metrics();
+        let domains = CustomDomains::open(self.store.clone(), Arc::default()).await?;
         Ok(Lab(Arc::new(App {
             ingress_port: 443,
             store: self.store.clone(),
@@ -181,11 +186,29 @@ impl World {
             builds,
             deletions: deletions.await?,
             admission,
+            traffic,
             throttle: Throttle::new(config.quotas.calls.clone()),
-            tokens: Arc::new(tokens),
+            domains: Arc::new(domains),
+            tokens,
             pages: PageKey::new(&[7; 32]),
             config,
         })))
+    }
+
+    /// An ingress without a listener.
+    fn ingress(&self, config: &Config, node: &Arc<Node>, tokens: &Arc<TokenKeys>) -> Ingress {
+        let authority = Arc::new(Authority::load_or_create(self.dir.path()).unwrap());
+        let tls = authority.server_config(&config.endpoint_domain, &[]);
+        let upstreams = LocalUpstreams {
+            node: Arc::clone(node),
+            limits: config.limits.clone(),
+        };
+        Ingress::new(
+            dormouse_ingress::Config::new(&config.endpoint_domain),
+            Arc::new(tls.unwrap()),
+            Arc::clone(tokens),
+            Arc::new(upstreams),
+        )
     }
 }
 

@@ -17,7 +17,7 @@ async fn delete(lab: &Lab, version: &str) -> super::lab::Answer {
 
 /// Which version a MicroVM gets that asks for `wanted`.
 async fn launched(lab: &Lab, wanted: Option<&str>) -> Result<String, String> {
-    let more = wanted.map_or(json!({}), |version| json!({"imageVersion": version}));
+    let more = wanted.map_or_else(|| json!({}), |version| json!({"imageVersion": version}));
     let answer = lab.run(ONE, "app", more).await;
     match answer.status.is_success() {
         true => Ok(answer.ok()["imageVersion"].as_str().unwrap().to_owned()),

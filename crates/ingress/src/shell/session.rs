@@ -1,0 +1,356 @@
+//! One shell over one WebSocket, until either ends.
+//!
+//! ```text
+//! client                                                  agent
+//!   <- text   {"type":"session_init","session_id":ID}
+//!   <- binary what the terminal shows                  <- stdout
+//!   -> binary, text: what is typed                     -> stdin
+//!   -> text   {"type":"resize","cols":C,"rows":R}      -> resize
+//!   <- close  1000 "shell exited"                      <- exit
+//! ```
+//!
+//! The two directions do not wait for each other: a client that is slow to read can still interrupt what
+//! floods it.
+
+use std::io;
+
+use bytes::{Buf, Bytes, BytesMut};
+use dormouse_core::guest::{
+    Exit, FRAME_HEADER_LEN, FRAME_PAYLOAD_MAX, FrameKind, TerminalSize, put_frame, whole_frame,
+};
+use dormouse_core::limits;
+use futures_util::stream::{SplitSink, SplitStream};
+use futures_util::{SinkExt, StreamExt};
+use serde::Deserialize;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::time::{Instant, MissedTickBehavior, interval_at, timeout};
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::Error;
+use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
+use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Message, Role, WebSocketConfig};
+use uuid::Uuid;
+
+use crate::Stream;
+
+const READ_BYTES: usize = 16 * 1024;
+/// The next message is of standard error.
+const STDERR: &str = r#"{"type":"stderr"}"#;
+/// An end of the agent's input.
+const EOF: [u8; FRAME_HEADER_LEN] = [FrameKind::Stdin as u8, 0, 0, 0, 0];
+
+/// What is done beyond what AWS does.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Manners {
+    /// Whether the shell has a terminal; if not, its input has an end and its outputs come apart.
+    pub(super) terminal: bool,
+    /// Whether the close reason tells the exit code.
+    pub(super) exit_code: bool,
+}
+
+/// Why a session is over.
+#[derive(Debug)]
+enum End {
+    /// The shell has ended.
+    Exited(Exit),
+    /// The MicroVM sleeps or is gone.
+    MicrovmGone,
+    /// The agent does not keep to the protocol.
+    Nonsense,
+    /// The client sent a message longer than allowed.
+    TooLong,
+    /// The client has closed, or is gone.
+    ClientGone,
+}
+
+/// Joins a client and a shell. Both are closed when this returns.
+pub(super) async fn run<C: AsyncRead + AsyncWrite + Unpin>(
+    client: C,
+    shell: Box<dyn Stream>,
+    manners: Manners,
+) {
+    let config = WebSocketConfig::default()
+        .read_buffer_size(READ_BYTES)
+        .max_message_size(Some(limits::SHELL_MESSAGE_BYTES_MAX))
+        .max_frame_size(Some(limits::SHELL_MESSAGE_BYTES_MAX));
+    let websocket = WebSocketStream::from_raw_socket(client, Role::Server, Some(config)).await;
+    let (mut to_client, mut from_client) = websocket.split();
+    let (mut from_shell, mut to_shell) = tokio::io::split(shell);
+    let end = tokio::select! {
+        end = show(&mut from_shell, &mut to_client, manners) => end,
+        end = type_in(&mut from_client, &mut to_shell, manners) => end,
+    };
+    tracing::debug!(?end, "shell closed");
+    // What the shell started must not outlive it for want of the client's goodbye.
+    drop((from_shell, to_shell));
+    let goodbye = async {
+        if let Some(frame) = close_frame(&end, manners) {
+            to_client.send(Message::Close(Some(frame))).await?;
+        }
+        to_client.close().await?;
+        // The client answers; what it had sent before is of no use any more.
+        while let Some(Ok(_)) = from_client.next().await {}
+        Ok::<_, Error>(())
+    };
+    let _ = timeout(limits::WEBSOCKET_CLOSE_TIMEOUT, goodbye).await;
+}
+
+/// Tells the client what the terminal shows, as fast as it takes it.
+async fn show<C: AsyncRead + AsyncWrite + Unpin>(
+    shell: &mut (impl AsyncRead + Unpin),
+    client: &mut SplitSink<WebSocketStream<C>, Message>,
+    manners: Manners,
+) -> End {
+    let session_id = Uuid::new_v4();
+    let greeting = format!(r#"{{"type":"session_init","session_id":"{session_id}"}}"#);
+    if client.send(Message::text(greeting)).await.is_err() {
+        return End::ClientGone;
+    }
+    let first_ping = Instant::now() + limits::SHELL_PING_INTERVAL;
+    let mut pings = interval_at(first_ping, limits::SHELL_PING_INTERVAL);
+    pings.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut frames = Frames::default();
+    loop {
+        let message = tokio::select! {
+            frame = frames.next(shell) => match frame {
+                Ok(Some((FrameKind::Stdout, shown))) => Message::Binary(shown),
+                Ok(Some((FrameKind::Stderr, shown))) if !manners.terminal => {
+                    if client.feed(Message::text(STDERR)).await.is_err() {
+                        return End::ClientGone;
+                    }
+                    Message::Binary(shown)
+                }
+                Ok(Some((FrameKind::Exit, exit))) => {
+                    return serde_json::from_slice(&exit).map_or(End::Nonsense, End::Exited);
+                }
+                Ok(Some(_)) => return End::Nonsense,
+                Ok(None) => return End::MicrovmGone,
+                Err(error) if error.kind() == io::ErrorKind::InvalidData => return End::Nonsense,
+                Err(_) => return End::MicrovmGone,
+            },
+            _ = pings.tick() => Message::Ping(Bytes::new()),
+        };
+        if client.send(message).await.is_err() {
+            return End::ClientGone;
+        }
+    }
+}
+
+/// Types what the client sends, as fast as the terminal takes it.
+async fn type_in<C: AsyncRead + AsyncWrite + Unpin>(
+    client: &mut SplitStream<WebSocketStream<C>>,
+    shell: &mut (impl AsyncWrite + Unpin),
+    manners: Manners,
+) -> End {
+    let mut frames = Vec::new();
+    while let Some(message) = client.next().await {
+        let typed = match message {
+            Ok(Message::Text(text)) => match control(&text) {
+                Some(Control::Resize(size)) => {
+                    let size = serde_json::to_vec(&size).expect("numbers serialize");
+                    put_frame(&mut frames, FrameKind::Resize, &size);
+                    Bytes::new()
+                }
+                Some(Control::Eof) if !manners.terminal => {
+                    frames.extend(EOF);
+                    Bytes::new()
+                }
+                // Anything that is not quite a control message is text to be typed.
+                Some(Control::Eof) | None => Bytes::from(text),
+            },
+            Ok(Message::Binary(bytes)) => bytes,
+            Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_)) => continue,
+            Ok(Message::Close(_)) => return End::ClientGone,
+            Err(Error::Capacity(_)) => return End::TooLong,
+            Err(_) => return End::ClientGone,
+        };
+        for piece in typed.chunks(FRAME_PAYLOAD_MAX) {
+            put_frame(&mut frames, FrameKind::Stdin, piece);
+        }
+        if shell.write_all(&frames).await.is_err() {
+            return End::MicrovmGone;
+        }
+        frames.clear();
+    }
+    End::ClientGone
+}
+
+/// What a client's text may ask for.
+#[derive(Debug, PartialEq, Eq, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+enum Control {
+    Resize(TerminalSize),
+    Eof,
+}
+
+fn control(text: &str) -> Option<Control> {
+    // A list would pass for an object with its members in order.
+    let is_object = text.trim_start().starts_with('{');
+    serde_json::from_str(text).ok().filter(|_| is_object)
+}
+
+fn close_frame(end: &End, manners: Manners) -> Option<CloseFrame> {
+    let (code, reason) = match end {
+        End::Exited(exit) if manners.exit_code => {
+            (CloseCode::Normal, format!("shell exited: {}", exit.code))
+        }
+        End::Exited(_) => (CloseCode::Normal, "shell exited".to_owned()),
+        End::MicrovmGone => (CloseCode::Restart, "the MicroVM went away".to_owned()),
+        End::Nonsense => (CloseCode::Error, "the shell broke".to_owned()),
+        End::TooLong => (CloseCode::Size, "message too long".to_owned()),
+        End::ClientGone => return None,
+    };
+    Some(CloseFrame {
+        code,
+        reason: reason.into(),
+    })
+}
+
+/// Takes the agent's frames off a stream, whatever it sends.
+#[derive(Default)]
+struct Frames {
+    buffer: BytesMut,
+}
+
+impl Frames {
+    /// The next frame; none at the end of the stream. What is no frame is [`io::ErrorKind::InvalidData`].
+    /// Nothing is lost when the future is dropped.
+    async fn next(
+        &mut self,
+        shell: &mut (impl AsyncRead + Unpin),
+    ) -> io::Result<Option<(FrameKind, Bytes)>> {
+        loop {
+            let found = whole_frame(&self.buffer)
+                .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
+            if let Some((kind, payload)) = found {
+                let mut frame = self.buffer.split_to(payload.end);
+                frame.advance(payload.start);
+                return Ok(Some((kind, frame.freeze())));
+            }
+            self.buffer.reserve(READ_BYTES);
+            if shell.read_buf(&mut self.buffer).await? == 0 {
+                return match self.buffer.is_empty() {
+                    true => Ok(None),
+                    false => Err(io::ErrorKind::UnexpectedEof.into()),
+                };
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn only_a_whole_control_message_is_one() {
+        let size = TerminalSize {
+            cols: 120,
+            rows: 40,
+        };
+        for text in [
+            r#"{"type":"resize","cols":120,"rows":40}"#,
+            r#" { "rows":40, "cols":120, "type":"resize", "more":1 } "#,
+        ] {
+            assert_eq!(control(text), Some(Control::Resize(size)), "{text}");
+        }
+        for text in [
+            "",
+            "resize",
+            "{}",
+            r#"{"type":"resize"}"#,
+            r#"{"type":"resize","cols":120}"#,
+            r#"{"type":"resize","cols":-1,"rows":40}"#,
+            r#"{"type":"resize","cols":65536,"rows":40}"#,
+            r#"{"type":"resize","cols":"120","rows":"40"}"#,
+            r#"{"type":"resize","cols":120,"rows":40"#,
+            r#"{"type":"other","cols":120,"rows":40}"#,
+            r#"["resize",120,40]"#,
+        ] {
+            assert_eq!(control(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn the_reason_is_awss_unless_more_is_asked_for() {
+        let exit = Exit {
+            code: 137,
+            timed_out: false,
+        };
+        let reason = |exit_code| {
+            let manners = Manners {
+                terminal: true,
+                exit_code,
+            };
+            let frame = close_frame(&End::Exited(exit), manners).expect("a frame");
+            assert_eq!(frame.code, CloseCode::Normal);
+            frame.reason.to_string()
+        };
+        assert_eq!(reason(false), "shell exited");
+        assert_eq!(reason(true), "shell exited: 137");
+    }
+
+    type Sent = Vec<(u8, Vec<u8>)>;
+
+    /// What comes of bytes that arrive in pieces: the frames, and how it ended.
+    fn frames_of(bytes: &[u8], piece: usize) -> (Sent, Result<(), io::ErrorKind>) {
+        let runtime = tokio::runtime::Builder::new_current_thread().build();
+        runtime.expect("runtime").block_on(async {
+            let (mut near, mut far) = tokio::io::duplex(piece);
+            let send = async {
+                let _ = far.write_all(bytes).await;
+                drop(far);
+            };
+            let take = async {
+                let (mut frames, mut taken) = (Frames::default(), Vec::new());
+                loop {
+                    match frames.next(&mut near).await {
+                        Ok(Some((kind, payload))) => taken.push((kind as u8, payload.to_vec())),
+                        Ok(None) => return (taken, Ok(())),
+                        Err(error) => {
+                            drop(near);
+                            return (taken, Err(error.kind()));
+                        }
+                    }
+                    assert!(frames.buffer.len() <= FRAME_PAYLOAD_MAX + 2 * READ_BYTES);
+                }
+            };
+            tokio::join!(send, take).1
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn an_agents_frames_come_whole_however_they_are_cut(
+            sent in prop::collection::vec((1u8..=5, prop::collection::vec(any::<u8>(), 0..300)), 0..8),
+            piece in 1usize..500,
+            cut in any::<prop::sample::Index>(),
+        ) {
+            let (mut bytes, mut ends) = (Vec::new(), vec![0]);
+            for (kind, payload) in &sent {
+                let kind = FrameKind::from_byte(*kind).expect("a kind");
+                put_frame(&mut bytes, kind, payload);
+                ends.push(bytes.len());
+            }
+            let (taken, ended) = frames_of(&bytes, piece);
+            prop_assert_eq!(&taken, &sent);
+            prop_assert_eq!(ended, Ok(()));
+            // An end amid a frame is no end.
+            let cut = cut.index(bytes.len() + 1);
+            let (taken, ended) = frames_of(&bytes[..cut], piece);
+            let whole = ends.iter().filter(|end| **end <= cut).count() - 1;
+            prop_assert_eq!(&taken, &sent[..whole]);
+            prop_assert_eq!(ended.is_ok(), ends.contains(&cut));
+        }
+
+        #[test]
+        fn a_hostile_agent_is_refused_at_its_first_bad_header(
+            bytes in prop::collection::vec(any::<u8>(), 0..400),
+            piece in 1usize..100,
+        ) {
+            let (taken, _) = frames_of(&bytes, piece);
+            let carried: usize = taken.iter().map(|(_, payload)| payload.len() + 5).sum();
+            prop_assert!(carried <= bytes.len());
+        }
+    }
+}
