@@ -15,11 +15,11 @@ use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use dormouse_core::EndpointId;
 use dormouse_core::guest::ShellSpec;
+use dormouse_core::{EndpointId, MicrovmId};
 use dormouse_ingress::{
-    Authority, Claims, Config, Ingress, OpenError, PortRange, Stream, TokenKeys, TokenKind,
-    Upstreams, Visit,
+    Authority, Claims, Config, Ingress, OpenError, PortRange, Stream, Target, TokenKeys, TokenKind,
+    Upstreams, Visit, VmLimits,
 };
 use http::{Request, Response, StatusCode};
 use http_body::{Body, Frame};
@@ -30,6 +30,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
 const SUFFIX: &str = "lambda-microvm.us-east-1.localhost";
 const ENDPOINT: &str = "30d00336-db07-f4f5-79c1-8571c22bef9e";
@@ -64,7 +65,10 @@ async fn proxy(folder: &Path, origin: SocketAddr) -> Result<(), AnyError> {
         Config::new(SUFFIX),
         Arc::new(tls),
         keys,
-        Arc::new(HostSide { origin }),
+        Arc::new(HostSide {
+            origin,
+            microvm: MicrovmId::new(Uuid::nil()),
+        }),
     );
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     println!(
@@ -76,16 +80,25 @@ async fn proxy(folder: &Path, origin: SocketAddr) -> Result<(), AnyError> {
 }
 
 /// Every port of every MicroVM is the one server.
+#[derive(Clone)]
 struct HostSide {
     origin: SocketAddr,
+    microvm: MicrovmId,
 }
 
 #[async_trait]
 impl Upstreams for HostSide {
+    /// Known, so that its traffic is counted as a MicroVM's is, and without limits.
+    fn target(&self, _: &EndpointId) -> Option<Target> {
+        Some(Target {
+            microvm: self.microvm.clone(),
+            limits: VmLimits::default(),
+            awake: true,
+        })
+    }
+
     async fn enter(&self, _: &EndpointId) -> Result<Box<dyn Visit>, OpenError> {
-        Ok(Box::new(Self {
-            origin: self.origin,
-        }))
+        Ok(Box::new(self.clone()))
     }
 }
 
