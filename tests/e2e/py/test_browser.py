@@ -15,7 +15,8 @@ WEBSOCKET_PORT, HTTP_PORT = 8080, 8081
 
 @pytest.fixture(scope="module")
 def browser(cloud):
-    with Browser(cloud.ca_file) as browser:
+    # Of a bundle of CAs the browser would take the first alone.
+    with Browser(cloud.environment["DORMOUSE_CA_FILE"]) as browser:
         yield browser
 
 

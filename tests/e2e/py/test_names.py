@@ -268,7 +268,7 @@ def acme_server(tmp_path_factory):
         "certificate": str(folder / "pebble.pem"), "privateKey": str(folder / "pebble.key"),
         "httpPort": free_port(), "tlsPort": free_port(), "certificateValidityPeriod": 15,
     }}))
-    environment = plain_environment() | {"PEBBLE_VA_NOSLEEP": "1", "PEBBLE_WFE_NONCEREJECT": "20"}
+    environment = plain_environment() | {"PEBBLE_VA_NOSLEEP": "1", "PEBBLE_WFE_NONCEREJECT": "2"}
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(["pebble", "-config", config, "-dnsserver", f"127.0.0.1:{dns_port}"],
                                    env=environment, stdout=log, stderr=log)
