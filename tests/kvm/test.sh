@@ -13,18 +13,21 @@ tests/kvm/host-disk.sh "$kvm"
 scripts/test-disk.sh "$cache/assets"
 venv=$(scripts/python-env.sh)
 
-# Prints the path of a test executable: `test_executable PACKAGE TEST`.
+# Prints the path of a test executable: `test_executable TEST PACKAGES...`. The packages are those that `make test`
+# builds together, so that their dependencies are there.
 test_executable() {
-    cargo test --locked --release -p "$1" --test "$2" --no-run --message-format json 2>/dev/null |
+    local test=$1
+    shift
+    cargo test --locked --release "$@" --test "$test" --no-run --message-format json 2>/dev/null |
         python3 -c 'import json, sys
 found = [m["executable"] for m in map(json.loads, sys.stdin)
          if m.get("executable") and m["target"]["name"] == sys.argv[1]]
-print(found[0])' "$2"
+print(found[0])' "$test"
 }
 
 echo "kvm: building the tests" >&2
-contract=$(test_executable dormouse-node vmm_contract)
-sdk=$(test_executable dormouse-e2e sdk)
+contract=$(test_executable vmm_contract --workspace --exclude dormouse-e2e)
+sdk=$(test_executable sdk -p dormouse-e2e)
 
 rm -rf "$payload"
 mkdir -p "$payload"/{target/release,cache,tests,examples}

@@ -27,8 +27,9 @@ CHOSEN = PLAIN + (["12.*", "13.*"] if WHOLE else SAMPLE)
 CASES = 517 if WHOLE else 337
 AT_ONCE = 4
 PATIENCE_S = 3600 if WHOLE else 600
-# From the best to the worst.
-EXCHANGE = ["OK", "NON-STRICT", "INFORMATIONAL", "UNIMPLEMENTED", "FAILED", "ERROR"]
+# From the best to the worst. An exchange that is not strict has passed: an echo that was under way when the server
+# hung up over a broken frame may come or not.
+EXCHANGE = [("OK", "NON-STRICT"), ("INFORMATIONAL",), ("UNIMPLEMENTED",), ("FAILED", "ERROR")]
 CLOSING = ["OK", "INFORMATIONAL", "UNCLEAN", "WRONG CODE", "FAILED BY CLIENT", "FAILED"]
 
 
@@ -38,14 +39,18 @@ def test_no_case_fails_that_a_direct_connection_passes(tmp_path):
     worse = {case: f"{direct[case]} became {verdict}" for case, verdict in proxied.items()
              if is_worse(verdict, direct[case])}
     assert not worse, json.dumps(worse, indent=2)
-    passed = [case for case, verdict in direct.items() if EXCHANGE.index(verdict[0]) < EXCHANGE.index("UNIMPLEMENTED")]
+    passed = [case for case, verdict in direct.items() if grade(verdict[0]) < grade("UNIMPLEMENTED")]
     assert len(passed) > 0.98 * CASES, "the echo server itself is sound"
 
 
 def is_worse(verdict, before):
     (exchange, closing), (exchange_before, closing_before) = verdict, before
-    return (EXCHANGE.index(exchange) > EXCHANGE.index(exchange_before)
+    return (grade(exchange) > grade(exchange_before)
             or CLOSING.index(closing) > CLOSING.index(closing_before))
+
+
+def grade(exchange):
+    return next(place for place, verdicts in enumerate(EXCHANGE) if exchange in verdicts)
 
 
 async def both_runs(folder):
