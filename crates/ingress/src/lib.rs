@@ -36,6 +36,7 @@ mod rate;
 mod refusal;
 mod request;
 mod request_body;
+mod request_id;
 mod resolver;
 mod shell;
 mod switch;

@@ -73,6 +73,13 @@ pub(crate) fn normal(host: &str) -> String {
     host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase()
 }
 
+/// Whether `name` is `host`, as [`normal`] makes it.
+pub(crate) fn is_same(name: &str, host: &str) -> bool {
+    name.strip_suffix('.')
+        .unwrap_or(name)
+        .eq_ignore_ascii_case(host)
+}
+
 /// Whether a certificate for `pattern` is good for `name`: a star stands for one label, whatever it is.
 pub(crate) fn covers(pattern: &str, name: &str) -> bool {
     match (pattern.strip_prefix("*."), name.split_once('.')) {

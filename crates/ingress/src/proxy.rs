@@ -11,7 +11,6 @@ use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, header};
 use http_body_util::{Either, Full};
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
-use uuid::Uuid;
 
 use crate::connections::Seat;
 use crate::exchange::{Exchange, Measured};
@@ -19,9 +18,9 @@ use crate::headers;
 use crate::refusal::Refusal;
 use crate::request::{Admitted, Gate, Route};
 use crate::request_body::RequestBody;
+use crate::request_id;
 use crate::switch::{self, Ask};
 use crate::tasks::Tasks;
-use crate::token;
 use crate::token_cache::TokenCache;
 use crate::upstream::{AppBody, ExchangeError, Passage, Upstream};
 use crate::websocket;
@@ -48,7 +47,7 @@ impl Client {
         &self,
         request: Request<Incoming>,
     ) -> Response<Measured<ResponseBody>> {
-        let id = request_id();
+        let id = request_id::next();
         let (parts, body) = request.into_parts();
         let sums = Arc::clone(&self.ingress.sums);
         let exchange = Arc::new(Exchange::begin(&parts, &id, sums, self.seat.busy()));
@@ -169,16 +168,6 @@ impl Client {
             now: Timestamp(0).after(since_epoch),
         }
     }
-}
-
-/// A new UUID, from a generator in this process: the system's costs a system call each time.
-fn request_id() -> HeaderValue {
-    let mut random = [0; 16];
-    token::random(&mut random);
-    let id = uuid::Builder::from_random_bytes(random).into_uuid();
-    let mut text = Uuid::encode_buffer();
-    HeaderValue::from_str(id.hyphenated().encode_lower(&mut text))
-        .expect("a UUID is a header value")
 }
 
 /// The request as the app gets it.

@@ -11,7 +11,7 @@ use http::uri::Authority;
 use http::{HeaderMap, HeaderValue, Version, header};
 
 use crate::headers::{PROXY_AUTH, PROXY_FORCE_H2, PROXY_PORT};
-use crate::names::{Names, normal};
+use crate::names::{Names, is_same, normal};
 use crate::refusal::Refusal;
 use crate::shell;
 use crate::switch::Ask;
@@ -68,7 +68,7 @@ impl Gate<'_> {
         }
         let authority = authority(request)?;
         let host = normal(authority.host());
-        if self.sni.is_some_and(|sni| normal(sni) != host) {
+        if self.sni.is_some_and(|sni| !is_same(sni, &host)) {
             return Err(Refusal::Misdirected);
         }
         let offer = match &ask {
