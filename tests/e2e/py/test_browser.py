@@ -27,7 +27,7 @@ def offer(token, *more):
 def test_websocket_of_a_page(browser, protocols):
     talk = browser.websocket(f"wss://{protocols.address}/chat", offer(protocols.token(), "my-app"), ["hello", "again"])
     headers = dict(json.loads(talk["got"][0]))
-    assert headers["Sec-WebSocket-Protocol"] == "my-app"
+    assert headers["sec-websocket-protocol"] == "my-app"
     assert protocols.token() not in str(headers)
     assert talk["got"][1] == "hello"
     assert (talk["protocol"], talk["code"], talk["clean"]) == (MARKER, 1000, True)
