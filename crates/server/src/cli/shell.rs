@@ -7,7 +7,7 @@ mod terminal;
 
 use super::client::{Client, Refused, segment};
 use crate::config::Overrides;
-use anyhow::{Context, Error, Result};
+use anyhow::{Context, Error, Result, anyhow, bail};
 use clap::Args;
 use connection::Gateway;
 use http::Method;
@@ -100,7 +100,7 @@ async fn serve(over: &Overrides, args: &ShellArgs) -> Result<u8> {
                 }
                 tell("-- new shell --\r\n")?;
             }
-            End::Slept => anyhow::bail!("{} went to sleep, or ended", args.id),
+            End::Slept => bail!("{} went to sleep, or ended", args.id),
         }
     }
 }
@@ -129,7 +129,7 @@ async fn admission(client: &Client, id: &str) -> Result<(String, String)> {
 fn with_hint(error: Error) -> Error {
     let refused = error.downcast_ref::<Refused>();
     if refused.is_some_and(|refused| refused.to_string().contains("SHELL_INGRESS")) {
-        return error.context("launch it with `dormouse run --shell IMAGE`");
+        return anyhow!("{error:#} Launch one with `dormouse run --shell IMAGE`.");
     }
     error
 }

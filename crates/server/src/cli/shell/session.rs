@@ -6,9 +6,9 @@ use super::terminal::Terminal;
 use anyhow::{Context, Result, bail};
 use futures_util::stream::{SplitSink, SplitStream};
 use futures_util::{SinkExt, StreamExt};
-use std::io::Read;
+use std::io::{self, Read};
 use std::time::Duration;
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncWrite, AsyncWriteExt};
 use tokio::signal::unix::{SignalKind, signal as on_signal};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
@@ -107,13 +107,18 @@ async fn show(shell: &mut SplitStream<WebSocket>) -> Result<End> {
     let mut is_error = false;
     while let Some(message) = shell.next().await {
         match message.context("the connection broke")? {
-            Message::Binary(bytes) if std::mem::take(&mut is_error) => {
-                err.write_all(&bytes).await?;
-                err.flush().await?;
-            }
             Message::Binary(bytes) => {
-                out.write_all(&bytes).await?;
-                out.flush().await?;
+                let printed = match std::mem::take(&mut is_error) {
+                    true => print(&mut err, &bytes).await,
+                    false => print(&mut out, &bytes).await,
+                };
+                match printed {
+                    // Nobody reads us any more, as in `dormouse shell ID -- yes | head`.
+                    Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
+                        return Ok(End::Signal(number(SignalKind::pipe())));
+                    }
+                    printed => printed.context("print")?,
+                }
             }
             Message::Text(text) => is_error = text.as_str() == STDERR,
             Message::Close(frame) => return end(frame),
@@ -121,6 +126,11 @@ async fn show(shell: &mut SplitStream<WebSocket>) -> Result<End> {
         }
     }
     bail!("the connection broke")
+}
+
+async fn print(out: &mut (impl AsyncWrite + Unpin), bytes: &[u8]) -> io::Result<()> {
+    out.write_all(bytes).await?;
+    out.flush().await
 }
 
 /// What a close means.
@@ -195,7 +205,11 @@ pub(super) async fn signal() -> Result<u8> {
         _ = quit.recv() => SignalKind::quit(),
         _ = terminate.recv() => SignalKind::terminate(),
     };
-    Ok(u8::try_from(kind.as_raw_value()).unwrap_or_default())
+    Ok(number(kind))
+}
+
+fn number(kind: SignalKind) -> u8 {
+    u8::try_from(kind.as_raw_value()).unwrap_or_default()
 }
 
 #[cfg(test)]
