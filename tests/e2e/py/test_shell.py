@@ -50,7 +50,7 @@ class Shell:
         self.socket = connect(
             f"ws://{vm.address}{target}", sock=context.wrap_socket(plain, server_hostname=host), compression=None,
             subprotocols=[MARKER, f"{MARKER}.authentication.{token}", f"{MARKER}.port.8022"],
-            open_timeout=PATIENCE_S, ping_timeout=PATIENCE_S, proxy=None)
+            open_timeout=PATIENCE_S, ping_timeout=PATIENCE_S, proxy=None, legacy=True)
         self.seen = b""
         self.first = self.socket.recv(timeout=PATIENCE_S)
 
@@ -259,7 +259,8 @@ def test_the_command_line_is_a_terminal(cloud, vm):
     typist.type("stty size\n")
     assert "30 100\r\n" in typist.until(PROMPT)
     typist.resize(132, 43)
-    time.sleep(1)
+    # bash draws its prompt anew once it knows.
+    typist.until(PROMPT)
     typist.type("stty size\n")
     assert "43 132\r\n" in typist.until(PROMPT)
     typist.type("sleep 1000\n")

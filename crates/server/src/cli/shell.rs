@@ -14,7 +14,7 @@ use http::Method;
 use serde::Deserialize;
 use serde_json::json;
 use session::{End, Input, Session};
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, Write};
 use std::process::ExitCode;
 use terminal::Terminal;
 
