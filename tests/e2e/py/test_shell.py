@@ -50,7 +50,7 @@ class Shell:
         self.socket = connect(
             f"ws://{vm.address}{target}", sock=context.wrap_socket(plain, server_hostname=host), compression=None,
             subprotocols=[MARKER, f"{MARKER}.authentication.{token}", f"{MARKER}.port.8022"],
-            open_timeout=PATIENCE_S, ping_timeout=PATIENCE_S, proxy=None)
+            open_timeout=PATIENCE_S, ping_timeout=PATIENCE_S, proxy=None, legacy=True)
         self.seen = b""
         self.first = self.socket.recv(timeout=PATIENCE_S)
 
