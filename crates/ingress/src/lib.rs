@@ -16,6 +16,7 @@
 mod acme;
 mod authority;
 mod certificate;
+mod chain;
 mod file;
 mod headers;
 mod listen;

@@ -21,6 +21,7 @@ use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use crate::chain::chain;
 use crate::file;
 use crate::token::random;
 
@@ -145,8 +146,7 @@ impl TokenKeys {
                 Ok(true) => tracing::info!(keys = ?self, "token keys rotated"),
                 // The keys stay as they are until the next look.
                 Err(error) => {
-                    let error: &dyn std::error::Error = &error;
-                    tracing::warn!(error, "token keys were not rotated");
+                    tracing::warn!(error = chain(&error), "token keys were not rotated");
                 }
             }
         }
