@@ -3,6 +3,7 @@
 //! Nothing here does IO, reads a clock or draws randomness: callers pass both in. That keeps every
 //! rule of the product testable in microseconds and usable from each other crate.
 
+mod chain;
 pub mod cidr;
 pub mod connector;
 pub mod egress;
@@ -15,5 +16,6 @@ pub mod limits;
 pub mod microvm;
 pub mod time;
 
+pub use chain::chain;
 pub use id::{AccountId, BuildId, ConnectorArn, ConnectorId, EndpointId, ImageArn, MicrovmId};
 pub use time::Timestamp;

@@ -13,7 +13,6 @@
 mod hook;
 mod http;
 
-use std::error::Error;
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -34,6 +33,7 @@ use crate::certificate::{CertificateError, CertificateFiles, Checked, seconds};
 use crate::file;
 use crate::resolver::Given;
 use crate::token::random;
+use dormouse_core::chain;
 
 /// The type of an ACME error that says that the server has forgotten the account.
 const NO_ACCOUNT: &str = "urn:ietf:params:acme:error:accountDoesNotExist";
@@ -79,13 +79,13 @@ impl Challenges {
 enum AcmeError {
     #[error("`tls.acme.ca_file` {path} holds no usable CA")]
     CaFile { path: PathBuf },
-    #[error("the ACME server refuses or does not answer: {0}")]
+    #[error("the ACME server refuses or does not answer")]
     Server(#[from] instant_acme::Error),
     #[error("the ACME server offers no DNS-01 challenge")]
     NoDns,
     #[error("the ACME server does not accept the challenge at {record}: {reason}")]
     Unproven { record: String, reason: String },
-    #[error("the hook failed: {0}")]
+    #[error("the hook failed")]
     Hook(#[from] hook::HookError),
     #[error("{path} cannot be read or written")]
     File {
@@ -95,7 +95,7 @@ enum AcmeError {
     },
     #[error("no key or request for a certificate could be made")]
     Request(#[from] rcgen::Error),
-    #[error("the certificate that the ACME server issued is of no use: {0}")]
+    #[error("the certificate that the ACME server issued is of no use")]
     Useless(#[from] CertificateError),
     #[error("it took longer than {} s", limits::ACME_TIMEOUT.as_secs())]
     Timeout,
@@ -162,10 +162,9 @@ impl Acme {
                     failures += 1;
                     let pause = pause(failures, random_part());
                     self.due_s = seconds(SystemTime::now() + pause);
-                    let (error, again_in_s) = (&error as &dyn Error, pause.as_secs());
                     tracing::warn!(
-                        error,
-                        again_in_s,
+                        error = chain(&error),
+                        again_in_s = pause.as_secs(),
                         "no certificate from the ACME server: check `tls.acme`, its hook and the DNS of \
                          the domain; the last certificate stays"
                     );
@@ -183,9 +182,8 @@ impl Acme {
         for value in presented {
             self.challenges.remove(&value);
             if let Err(error) = self.call_hook("cleanup", &value).await {
-                let error: &dyn Error = &error;
                 tracing::warn!(
-                    error,
+                    error = chain(&error),
                     record = self.record(),
                     "an ACME challenge stays in DNS: remove it"
                 );

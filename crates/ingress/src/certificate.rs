@@ -1,7 +1,6 @@
 //! A certificate that somebody else issued: two PEM files, checked before they are served, and followed
 //! while the daemon runs.
 
-use std::error::Error;
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
@@ -25,6 +24,7 @@ use x509_parser::time::ASN1Time;
 
 use crate::names::covers;
 use crate::resolver::Given;
+use dormouse_core::chain;
 
 /// Where a certificate and its key are.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -243,7 +243,7 @@ impl Followed {
                 None => {}
                 Some(Ok(())) => tracing::info!(%certificate, "a new certificate is served"),
                 Some(Err(error)) => {
-                    let error: &dyn Error = &error;
+                    let error = chain(&error);
                     tracing::warn!(%certificate, error, "a new certificate is of no use; the last one stays");
                 }
             }

@@ -23,6 +23,7 @@ use uuid::Uuid;
 
 use crate::file;
 use crate::token::random;
+use dormouse_core::chain;
 
 const KEY_BYTES: usize = 32;
 pub(crate) const ENC: &str = "A256GCM";
@@ -145,8 +146,7 @@ impl TokenKeys {
                 Ok(true) => tracing::info!(keys = ?self, "token keys rotated"),
                 // The keys stay as they are until the next look.
                 Err(error) => {
-                    let error: &dyn std::error::Error = &error;
-                    tracing::warn!(error, "token keys were not rotated");
+                    tracing::warn!(error = chain(&error), "token keys were not rotated");
                 }
             }
         }

@@ -105,7 +105,7 @@ pub async fn build(
         // Nothing of the attempt is kept but layers that were whole, so a second one costs little. A kernel
         // that dies by itself is seen now and then under nested virtualization.
         log.line("the build's machine was lost: trying once more");
-        tracing::info!(build = %job.id, error = crate::driver::chain(error), "machine of build lost; trying once more");
+        tracing::info!(build = %job.id, error = dormouse_core::chain(error), "machine of build lost; trying once more");
         clear(host, &job.id).await?;
         result = run(host, images, job, &dir, log).await;
     }

@@ -11,8 +11,8 @@ use crate::guest::Guest;
 use crate::lifecycle::Host;
 use crate::transition::{self, Outcome};
 use crate::vmm::{ExitReason, Instance};
-use dormouse_core::limits;
 use dormouse_core::microvm::{self, Denied, Effect, Event, Record, State};
+use dormouse_core::{chain, limits};
 use dormouse_store::{Store, StoreError, Versioned};
 use futures_util::future::{BoxFuture, pending};
 use std::error::Error;
@@ -307,20 +307,6 @@ impl Driver {
     fn warn(&self, what: &str, error: &dyn Error) {
         tracing::warn!(microvm = %self.row.value.id, error = chain(error), "{what}");
     }
-}
-
-/// An error and its causes on one line.
-pub fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let next = error.to_string();
-        if !text.ends_with(&next) {
-            text = format!("{text}: {next}");
-        }
-        cause = error.source();
-    }
-    text
 }
 
 /// Waits until the app or the machine ends by itself, and says how.

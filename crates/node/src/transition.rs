@@ -3,10 +3,11 @@
 //! Work on machines waits for its turn, and the calls of hooks come outside of it: an app that takes its time to
 //! answer holds up no other MicroVM.
 
-use crate::driver::{Means, chain};
+use crate::driver::Means;
 use crate::gate::Gate;
 use crate::lifecycle::{HookFailed, Setback};
 use crate::vmm::Instance;
+use dormouse_core::chain;
 use dormouse_core::hook::Hook;
 use dormouse_core::microvm::{self, Event, Record};
 use std::error::Error;

@@ -8,12 +8,13 @@ pub(crate) use queue::{Full, Place};
 
 use crate::config::BuildConfig;
 use crate::objects::{ObjectError, Objects};
+use dormouse_core::chain;
 use dormouse_core::image::{Build, Image, SnapshotSizes, Version, life};
 use dormouse_core::{AccountId, BuildId, ImageArn};
 use dormouse_image::BaseImages;
 use dormouse_node::build::{self, BuildError, BuildJob, BuildLog};
 use dormouse_node::clock;
-use dormouse_node::driver::{Means, chain};
+use dormouse_node::driver::Means;
 use dormouse_node::lifecycle::Host;
 use dormouse_store::{Batch, Query, Store, StoreError, Versioned, version_key};
 use queue::{Queue, Turn};

@@ -1,9 +1,10 @@
 //! Keeps the build cache within its bounds: looks after each build, and every hour.
 
 use crate::config::BuildConfig;
+use dormouse_core::chain;
 use dormouse_core::limits;
 use dormouse_node::disk;
-use dormouse_node::driver::{Means, chain};
+use dormouse_node::driver::Means;
 use dormouse_node::layers::Bounds;
 use std::sync::Arc;
 use std::time::Duration;

@@ -9,12 +9,13 @@
 
 use crate::admission::Admission;
 use crate::builds::Builds;
+use dormouse_core::chain;
 use dormouse_core::image::{Build, Image, ImageState, Version, VersionState, life};
 use dormouse_core::microvm::{Record, State};
 use dormouse_core::{BuildId, ImageArn, limits};
 use dormouse_node::build;
 use dormouse_node::clock;
-use dormouse_node::driver::{Means, chain};
+use dormouse_node::driver::Means;
 use dormouse_store::{
     Batch, ClientToken, Entity, Query, Store, StoreError, Versioned, version_key,
 };

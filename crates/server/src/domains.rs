@@ -2,10 +2,10 @@
 //!
 //! The store has the truth, one row a name. The ingress reads the same in memory.
 
+use dormouse_core::chain;
 use dormouse_core::microvm::{Record, State};
 use dormouse_core::{AccountId, MicrovmId, limits};
 use dormouse_ingress::Domains;
-use dormouse_node::driver::chain;
 use dormouse_store::{Domain, Query, Store, StoreError, Versioned};
 use std::sync::Arc;
 use tokio::sync::Semaphore;

@@ -4,9 +4,9 @@
 //! and removes files, and a running daemon follows within a moment.
 
 use base64::{Engine, engine::general_purpose::STANDARD};
+use dormouse_core::chain;
 use dormouse_core::{AccountId, Timestamp, limits};
 use dormouse_node::clock;
-use dormouse_node::driver::chain;
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;

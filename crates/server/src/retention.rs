@@ -1,10 +1,10 @@
 //! Forgets what nobody needs any more: MicroVMs that ended long ago, and client tokens that have expired.
 
+use dormouse_core::chain;
 use dormouse_core::limits;
 use dormouse_core::microvm::Record;
 use dormouse_core::time::Timestamp;
 use dormouse_node::clock;
-use dormouse_node::driver::chain;
 use dormouse_store::{Query, Store, StoreError};
 use std::time::Duration;
 use tokio::time::{MissedTickBehavior, interval};

@@ -3,9 +3,9 @@
 use crate::config::LimitConfig;
 use async_trait::async_trait;
 use dormouse_core::EndpointId;
+use dormouse_core::chain;
 use dormouse_core::guest::ShellSpec;
 use dormouse_ingress::{OpenError, Stream, Target, Upstreams, Visit};
-use dormouse_node::driver::chain;
 use dormouse_node::gate::Lease;
 use dormouse_node::node::{self, Node};
 use std::sync::Arc;

@@ -1,10 +1,10 @@
 //! Why a build failed, and the text that its caller is shown.
 
 use super::fetch::FetchError;
-use crate::driver::chain;
 use crate::guest::GuestError;
 use crate::lifecycle::LifecycleError;
 use crate::vmm::VmmError;
+use dormouse_core::chain;
 use dormouse_image::{ArtifactError, ContextError, DockerfileError};
 use http::StatusCode;
 

@@ -15,8 +15,8 @@ mod excerpt;
 mod tail;
 
 use super::BuildError;
-use crate::driver::chain;
 use crate::guest::Output;
+use dormouse_core::chain;
 use dormouse_core::limits;
 use std::fs::File;
 use std::io::Write;

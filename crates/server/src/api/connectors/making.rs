@@ -7,11 +7,11 @@
 use crate::app::App;
 use crate::config::Subnets;
 use dormouse_core::ConnectorId;
+use dormouse_core::chain;
 use dormouse_core::connector::{
     Connector, ConnectorSpec, ConnectorState, ConnectorVersion, Failure,
 };
 use dormouse_node::clock;
-use dormouse_node::driver::chain;
 use dormouse_store::{
     Batch, ConnectorName, Query, Store, StoreError, Versioned, connector_version_key,
 };
