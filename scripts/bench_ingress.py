@@ -46,6 +46,10 @@ http {{
         listen 127.0.0.1:{port} ssl http2 backlog=4096;
         location / {{ proxy_pass http://origin; proxy_http_version 1.1; proxy_set_header Connection ""; }}
     }}
+    server {{
+        listen 127.0.0.1:{plain_port} ssl;
+        location / {{ proxy_pass http://{origin}; }}
+    }}
 }}
 """
 HAPROXY = """
@@ -107,15 +111,18 @@ def ingress():
     with (HOME / "body").open("wb") as body:
         body.truncate(BODY_BYTES)
     with contextlib.ExitStack() as stack:
-        return figures(candidates(stack, load_core=cores[0], proxy_core=cores[1]), Load(cores[0]))
+        plain_port = free_port()
+        proxies = candidates(stack, plain_port, load_core=cores[0], proxy_core=cores[1])
+        return figures(proxies, plain_port, Load(cores[0]))
 
 
-def figures(proxies, load):
+def figures(proxies, plain_port, load):
     for proxy in proxies.values():
         load.check(proxy)
     say("memory of idle connections")
     idle = {name: idle_connection_kib(proxy) for name, proxy in proxies.items()}
-    requests = rounds("requests over kept connections", proxies, load.requests)
+    as_it_comes = Candidate(proxies["nginx"].process, f"127.0.0.1:{plain_port}", proxies["nginx"].host)
+    requests = rounds("requests over kept connections", proxies | {"nginx as it comes": as_it_comes}, load.requests)
     h2 = rounds("requests over HTTP/2", proxies, load.h2_requests)
     handshakes = rounds("a connection for each request", proxies, load.handshakes)
     download = rounds(f"downloads of {BODY_BYTES >> 20} MiB", proxies, load.download)
@@ -123,6 +130,7 @@ def figures(proxies, load):
     throughput = {name: ratio(turns, "mib_s") for name, turns in (("download", download), ("upload", upload))}
     return {
         "rps_ratio_nginx": ratio(requests, "rps"),
+        "rps_ratio_nginx_as_it_comes": ratio(requests, "rps", "nginx as it comes"),
         "p99_ratio_nginx": ratio(requests, "p99_us"),
         "throughput_ratio_nginx": min(throughput.values()),
         "idle_connection_kib": idle["dormouse"],
@@ -143,9 +151,9 @@ def rounds(title, proxies, work):
     return turns[1:]
 
 
-def ratio(turns, figure):
-    """How many times nginx's figure Dormouse's is."""
-    return round(statistics.median(turn["dormouse"][figure] / turn["nginx"][figure] for turn in turns), 3)
+def ratio(turns, figure, yardstick="nginx"):
+    """How many times the yardstick's figure Dormouse's is."""
+    return round(statistics.median(turn["dormouse"][figure] / turn[yardstick][figure] for turn in turns), 3)
 
 
 def medians(turns):
@@ -185,8 +193,8 @@ class Load:
                           *options({"Host": proxy.host} | proxy.token), *more,
                           f"https://{proxy.address}/")
         report = json.loads(output[output.index("{"):])
-        if report["failed"]:
-            raise RuntimeError(f"{report['failed']} requests to {proxy.host} failed")
+        if report["failed"] or not report["requests"]:
+            raise RuntimeError(f"{report['failed']} requests to {proxy.address} failed, {report['requests']} did not")
         return {
             "rps": report["requests"] / report["us"] * 1e6, "p50_us": report["p50_us"], "p99_us": report["p99_us"],
             "cpu_us": (proxy.cpu_s() - before) / report["requests"] * 1e6,
@@ -250,8 +258,8 @@ def idle_connection_kib(proxy):
         return round((proxy.memory_kib() - before) / IDLE_CONNECTIONS, 1)
 
 
-def candidates(stack, load_core, proxy_core):
-    """The proxies, each in front of one and the same server."""
+def candidates(stack, plain_port, load_core, proxy_core):
+    """The proxies, each in front of one and the same server; on `plain_port` nginx does so with its own defaults."""
     origin = start(stack, load_core, host_proxy.BINARY, "origin").stdout.readline().strip()
     dormouse = start(stack, proxy_core, host_proxy.BINARY, "proxy", HOME, origin)
     at = json.loads(dormouse.stdout.readline())
@@ -260,7 +268,7 @@ def candidates(stack, load_core, proxy_core):
     for name, template, command in (("nginx", NGINX, ["nginx", "-c"]), ("haproxy", HAPROXY, ["haproxy", "-q", "-db", "-f"])):
         port = free_port()
         config = HOME / f"{name}.conf"
-        config.write_text(template.format(home=HOME, port=port, origin=origin))
+        config.write_text(template.format(home=HOME, port=port, plain_port=plain_port, origin=origin))
         process = start(stack, proxy_core, *command, config)
         wait_for(process, port)
         proxies[name] = Candidate(process, f"127.0.0.1:{port}", at["host"])
@@ -313,10 +321,10 @@ def show(result):
         ("  processor", "upload", "cpu_ms_gib", "ms per GiB"),
     ]
     for title, part, figure, unit in rows:
-        print(f"{title:32}" + "".join(f"{of[figure]:12.1f}" for of in result[part].values()) + f"  {unit}")
+        print(f"{title:32}" + "".join(f"{result[part][name][figure]:12.1f}" for name in result["idle_kib"]) + f"  {unit}")
     print(f"{'idle connection':32}" + "".join(f"{kib:12.1f}" for kib in result["idle_kib"].values()) + "  KiB")
-    print(f"Against nginx: requests {result['rps_ratio_nginx']}, 99th percentile {result['p99_ratio_nginx']}, "
-          f"throughput {result['throughput_ratio_nginx']}.")
+    print(f"Against nginx: requests {result['rps_ratio_nginx']} ({result['rps_ratio_nginx_as_it_comes']} against nginx as it "
+          f"comes), 99th percentile {result['p99_ratio_nginx']}, throughput {result['throughput_ratio_nginx']}.")
 
 
 def say(text):

@@ -17,7 +17,7 @@ targets=("$@")
 export RUSTFLAGS="--cfg fuzzing -Cpasses=sancov-module -Ccodegen-units=1 -Cllvm-args=-sanitizer-coverage-level=4
     -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table
     -Cllvm-args=-sanitizer-coverage-trace-compares"
-nice -n 10 cargo build --locked --release --manifest-path fuzz/Cargo.toml --target $triple --target-dir "$target_dir"
+cargo build --quiet --locked --release --manifest-path fuzz/Cargo.toml --target $triple --target-dir "$target_dir"
 
 for target in "${targets[@]}"; do
     printf 'fuzz: %s for %s seconds\n' "$target" "$seconds"
