@@ -52,9 +52,8 @@ def main():
     result |= {part: HOST_PARTS[part]() for part in parts if part in HOST_PARTS}
     # The base figures stand at the top, as they always have.
     result = result.pop("base", {}) | result
-    if wanted.only and RESULT.exists():
-        result = json.loads(RESULT.read_text()) | result
-    RESULT.write_text(json.dumps(result, indent=2) + "\n")
+    kept = json.loads(RESULT.read_text()) if wanted.only and RESULT.exists() else {}
+    RESULT.write_text(json.dumps(kept | result, indent=2) + "\n")
     show(result)
     sizes = result.get("sizes")
     if sizes and sizes["ratio_largest_smallest"] > SIZE_RATIO_MAX:

@@ -193,6 +193,8 @@ impl Undecided {
         };
         if !self.heard.is_empty() && !refuses_plaintext(&self.heard) {
             self.apps.remember(&self.port, Speech::Plain);
+            // The way back holds the stay of a request that may be over long before the connection.
+            self.turn = None;
             return State::Settled(stream);
         }
         match self.turn.take() {
