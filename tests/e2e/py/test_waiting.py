@@ -18,8 +18,9 @@ def since(moment):
 
 def idle(cloud, image):
     vm = cloud.launch(image, idle=(IDLE_S, FAR_S, True)).running()
-    vm.endpoint.get("/")
+    # Each of these clocks is started before what it counts from, so that a late look makes it longer, never shorter.
     began = time.monotonic()
+    vm.endpoint.get("/")
     # Looking at it is no use of it.
     vm.wait("SUSPENDING", "SUSPENDED", timeout_s=IDLE_S_MAX + 10)
     asleep_after = since(began)
@@ -50,9 +51,9 @@ def stream(vm, count, pause_s, token=None):
 
 def silent_stream(cloud, image):
     vm = cloud.launch(image, idle=(IDLE_S, FAR_S, True)).running()
+    began = time.monotonic()
     with stream(vm, count=2, pause_s=1000) as response:
         assert response.readline() == b"0\n"
-        began = time.monotonic()
         vm.wait("SUSPENDING", "SUSPENDED", timeout_s=IDLE_S_MAX + 20)
         asleep_after = since(began)
     vm.wait("SUSPENDED")
@@ -135,9 +136,9 @@ def test_maximum_duration_counts_sleep(outcome):
 
 def suspended_duration(cloud, image):
     vm = cloud.launch(image, idle=(FAR_S, 10, True)).running()
+    began = time.monotonic()
     vm.suspend()
     vm.wait("SUSPENDED")
-    began = time.monotonic()
     record = vm.wait("TERMINATED", timeout_s=60)
     return since(began), record["stateReason"]
 
@@ -145,13 +146,13 @@ def suspended_duration(cloud, image):
 @pytest.mark.beside(scenario=suspended_duration)
 def test_suspended_duration_ends_it(outcome):
     slept_s, reason = outcome
-    assert 9 <= slept_s <= 25
+    assert 10 <= slept_s <= 30
     assert reason == "MicroVM exceeded maximum suspended duration."
 
 
 def no_sleep_allowed(cloud, image):
-    vm = cloud.launch(image, idle=(IDLE_S, 0, True)).running()
     began = time.monotonic()
+    vm = cloud.launch(image, idle=(IDLE_S, 0, True)).running()
     record = vm.wait("TERMINATED", timeout_s=IDLE_S_MAX + 20)
     return since(began), record["stateReason"]
 
@@ -159,7 +160,7 @@ def no_sleep_allowed(cloud, image):
 @pytest.mark.beside(scenario=no_sleep_allowed)
 def test_idle_microvm_with_no_suspended_duration_is_terminated(outcome):
     lived_s, reason = outcome
-    assert IDLE_S - 5 <= lived_s <= IDLE_S_MAX + 10
+    assert IDLE_S <= lived_s <= IDLE_S_MAX + 10
     assert reason == "MicroVM exceeded maximum suspended duration."
 
 
