@@ -3,8 +3,8 @@
 
 use dormouse_core::guest::{DNS_ADDR, GUEST_ADDR};
 use std::fs;
-use std::io::{self, Read};
-use std::os::unix::fs::OpenOptionsExt;
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
 /// The name of a VM that was not told its own yet.
@@ -33,7 +33,7 @@ pub(crate) fn set_hostname(hostname: &str) -> io::Result<()> {
         Some(text) => renamed_hosts(&text, hostname),
         None => fresh_hosts(hostname),
     };
-    replace(path, hosts.as_bytes())?;
+    rewrite(path, hosts.as_bytes())?;
     set_kernel_and_file(hostname)
 }
 
@@ -41,7 +41,7 @@ pub(crate) fn set_hostname(hostname: &str) -> io::Result<()> {
 pub(crate) fn renew_machine_id(id: [u8; 16]) -> io::Result<()> {
     let path = Path::new("/etc/machine-id");
     match fs::symlink_metadata(path) {
-        Ok(found) if found.is_file() => replace(path, format!("{}\n", hex::encode(id)).as_bytes()),
+        Ok(found) if found.is_file() => rewrite(path, format!("{}\n", hex::encode(id)).as_bytes()),
         _ => Ok(()),
     }
 }
@@ -56,7 +56,7 @@ pub(crate) fn is_hostname(name: &str) -> bool {
 
 fn set_kernel_and_file(hostname: &str) -> io::Result<()> {
     rustix::system::sethostname(hostname.as_bytes())?;
-    replace(
+    rewrite(
         Path::new("/etc/hostname"),
         format!("{hostname}\n").as_bytes(),
     )
@@ -100,6 +100,30 @@ fn read_regular(path: &Path, bytes_max: u64) -> Option<String> {
     let mut text = String::new();
     file.take(bytes_max).read_to_string(&mut text).ok()?;
     Some(text)
+}
+
+/// Gives a file other contents. Where it is a plain file it is written in place: that needs no new file, whose contents
+/// the kernel would send to the disk at once, and nothing of the app's runs that could read it half written.
+fn rewrite(path: &Path, contents: &[u8]) -> io::Result<()> {
+    match open_plain(path) {
+        Some(mut file) => {
+            file.write_all(contents)?;
+            file.set_len(contents.len() as u64)
+        }
+        None => replace(path, contents),
+    }
+}
+
+/// A regular file that has no other name, to write to.
+fn open_plain(path: &Path) -> Option<fs::File> {
+    let flags = rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK;
+    let file = fs::OpenOptions::new()
+        .write(true)
+        .custom_flags(flags.bits().cast_signed())
+        .open(path)
+        .ok()?;
+    let found = file.metadata().ok()?;
+    (found.is_file() && found.nlink() == 1).then_some(file)
 }
 
 /// Puts a file in place of whatever has its name, without following or opening that.
@@ -158,6 +182,40 @@ mod tests {
         replace(&path, b"nameserver\n").expect("replace");
         assert!(fs::symlink_metadata(&path).expect("there").is_file());
         assert_eq!(fs::read(&path).expect("read"), b"nameserver\n");
+    }
+
+    #[test]
+    fn a_plain_file_is_rewritten_and_anything_else_replaced() {
+        let dir = tempfile::tempdir().expect("temporary folder");
+        let path = dir.path().join("hostname");
+        let inode = || fs::symlink_metadata(&path).expect("there").ino();
+        rewrite(&path, b"first\n").expect("write anew");
+        let first = inode();
+        rewrite(&path, b"2\n").expect("write in place");
+        assert_eq!(
+            (fs::read(&path).expect("read"), inode()),
+            (b"2\n".to_vec(), first)
+        );
+
+        let other = dir.path().join("other");
+        fs::hard_link(&path, &other).expect("link");
+        rewrite(&path, b"third\n").expect("replace");
+        assert_eq!(fs::read(&path).expect("read"), b"third\n");
+        assert_eq!(
+            fs::read(&other).expect("read"),
+            b"2\n",
+            "not through another name"
+        );
+
+        fs::remove_file(&path).expect("remove");
+        std::os::unix::fs::symlink(&other, &path).expect("link");
+        rewrite(&path, b"fourth\n").expect("replace");
+        assert_eq!(
+            fs::read(&other).expect("read"),
+            b"2\n",
+            "not through a link"
+        );
+        assert_eq!(fs::read(&path).expect("read"), b"fourth\n");
     }
 
     #[test]

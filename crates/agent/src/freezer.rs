@@ -3,8 +3,9 @@
 //! The order of [`Freezer::thaw`] is the product's promise: no instruction of a clone runs with the time,
 //! the randomness, the connections or the name of another.
 
+use crate::affinity::{self, Scattered};
 use crate::cgroup::Cgroup;
-use crate::{disk, etc, random, sockets};
+use crate::{console, disk, etc, random, sockets};
 use dormouse_core::guest::ThawSpec;
 use rustix::time::{ClockId, Timespec, clock_settime};
 use std::io;
@@ -52,7 +53,8 @@ impl FreezeError {
 #[derive(Debug)]
 pub(crate) struct Freezer {
     guest: Arc<Cgroup>,
-    turn: Mutex<()>,
+    /// Where the agent's threads may run when nothing is frozen; set while they are kept together.
+    turn: Mutex<Option<Scattered>>,
     processes_frozen: AtomicBool,
     disk_frozen: AtomicBool,
 }
@@ -62,7 +64,7 @@ impl Freezer {
     pub(crate) fn new(guest: Arc<Cgroup>) -> Self {
         Self {
             guest,
-            turn: Mutex::new(()),
+            turn: Mutex::default(),
             processes_frozen: AtomicBool::new(false),
             disk_frozen: AtomicBool::new(false),
         }
@@ -73,12 +75,25 @@ impl Freezer {
     /// A process that joins a frozen group stops before it has become its program, and whoever starts it
     /// would wait for that on the thread that has to answer the thaw.
     pub(crate) fn start<T>(&self, start: impl FnOnce() -> T) -> Option<T> {
-        let _turn = match self.turn.try_lock() {
+        let mut turn = match self.turn.try_lock() {
             Ok(turn) => turn,
             Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
             Err(TryLockError::WouldBlock) => return None,
         };
-        (!self.is_frozen() && !self.is_disk_frozen()).then(start)
+        if self.is_frozen() || self.is_disk_frozen() {
+            return None;
+        }
+        // What is started inherits where the agent runs.
+        scatter(&mut turn);
+        Some(start())
+    }
+
+    /// Lets the agent's threads run anywhere again, unless the processes are frozen.
+    pub(crate) fn scatter(&self) {
+        let mut turn = self.turn();
+        if !self.is_frozen() {
+            scatter(&mut turn);
+        }
     }
 
     /// Whether the customer's processes are stopped, or about to be.
@@ -93,7 +108,7 @@ impl Freezer {
 
     /// Stops every process of the customer and writes to the disk what they left. Frozen is fine.
     pub(crate) fn freeze(&self) -> Result<(), FreezeError> {
-        let _turn = self.turn();
+        let mut turn = self.turn();
         self.processes_frozen.store(true, Ordering::SeqCst);
         let frozen = self
             .guest
@@ -106,12 +121,14 @@ impl Freezer {
                 .set_frozen(false, TIMEOUT)
                 .map_err(FreezeError::step("run the app after a failed freeze"))?;
             self.processes_frozen.store(false, Ordering::SeqCst);
+        } else if turn.is_none() {
+            *turn = affinity::gather().map_err(slower).ok();
         }
         frozen
     }
 
     /// Makes the VM its own, then runs the customer's processes. When a step fails they stay stopped, and
-    /// the call can be made again. Not frozen is fine.
+    /// the call can be made again. Not frozen is fine. [`Freezer::scatter`] comes a moment later.
     pub(crate) fn thaw(&self, spec: &ThawSpec) -> Result<(), FreezeError> {
         let _turn = self.turn();
         let seed = hex::decode(&spec.entropy_hex).map_err(|_| FreezeError::Seed)?;
@@ -156,9 +173,22 @@ impl Freezer {
     }
 
     /// One at a time: a freeze and a thaw at once would leave neither.
-    fn turn(&self) -> MutexGuard<'_, ()> {
+    fn turn(&self) -> MutexGuard<'_, Option<Scattered>> {
         self.turn.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn scatter(together: &mut Option<Scattered>) {
+    if let Some(scattered) = together.take() {
+        scattered.restore().unwrap_or_else(slower);
+    }
+}
+
+/// Says that where the agent runs could not be changed, which costs nothing but time.
+fn slower(error: io::Error) {
+    console::say(format_args!(
+        "the agent's threads stay where they are: {error}"
+    ));
 }
 
 fn set_clock(wall_clock_ns: u64) -> rustix::io::Result<()> {

@@ -9,6 +9,7 @@
 //! agent answers even while its own file system is frozen.
 
 mod account;
+mod affinity;
 mod app;
 mod archive;
 mod body_reader;

@@ -35,6 +35,8 @@ use tokio::sync::Semaphore;
 const JSON_BYTES_MAX: usize = 4 << 20;
 /// Longest wait for new log bytes that the host may ask for.
 const LOG_WAIT_MAX: Duration = Duration::from_secs(30);
+/// How long the agent stays on one vCPU after a thaw: the first request comes the same way.
+const TOGETHER_AFTER_THAW: Duration = Duration::from_secs(1);
 
 type Answer = Response<UnsyncBoxBody<Bytes, Infallible>>;
 
@@ -328,7 +330,13 @@ async fn take_trust_back(agent: &Agent) -> Result<Answer, Refusal> {
 
 async fn thaw(agent: &Agent, request: Request<Incoming>) -> Result<Answer, Refusal> {
     let spec: ThawSpec = read_json(request).await?;
-    blocking(agent, move |freezer| freezer.thaw(&spec)).await
+    let answer = blocking(agent, move |freezer| freezer.thaw(&spec)).await?;
+    let freezer = agent.freezer.clone();
+    tokio::spawn(async move {
+        tokio::time::sleep(TOGETHER_AFTER_THAW).await;
+        tokio::task::spawn_blocking(move || freezer.scatter());
+    });
+    Ok(answer)
 }
 
 fn poweroff(agent: &Agent) -> Answer {

@@ -193,9 +193,7 @@ impl Undecided {
         };
         if !self.heard.is_empty() && !refuses_plaintext(&self.heard) {
             self.apps.remember(&self.port, Speech::Plain);
-            // The way back holds the stay of a request that may be over long before the connection.
-            self.turn = None;
-            return State::Settled(stream);
+            return self.settled(stream);
         }
         match self.turn.take() {
             Some((hello, reopen)) if !self.said.is_empty() && is_the_apps(error.as_ref()) => {
@@ -217,10 +215,16 @@ impl Undecided {
             .get_or_insert_with(|| Box::pin(sleep(limits::APP_TLS_PATIENCE)));
         ready!(patience.as_mut().poll(context));
         match std::mem::replace(&mut self.state, State::Over(None)) {
-            State::Asking(stream) => self.state = State::Settled(stream),
+            State::Asking(stream) => self.state = self.settled(stream),
             other => self.state = other,
         }
         Poll::Ready(())
+    }
+
+    fn settled(&mut self, stream: Box<dyn Stream>) -> State {
+        // The way back holds the stay of a request, which may be over long before the connection.
+        self.turn = None;
+        State::Settled(stream)
     }
 }
 

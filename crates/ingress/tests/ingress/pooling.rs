@@ -67,6 +67,15 @@ async fn the_next_request_takes_the_same_connection() {
 }
 
 #[tokio::test]
+async fn a_connection_that_is_kept_keeps_no_request_with_it() {
+    let fixture = keeping(Duration::from_secs(60)).await;
+    let mut client = Client::new(&fixture, Http::One).await;
+    let _app = kept(&fixture, &mut client).await;
+    until(|| fixture.stub.visits.load(Ordering::SeqCst) == 0).await;
+    assert_eq!(fixture.live(), 1);
+}
+
+#[tokio::test]
 async fn what_nobody_asks_for_is_closed() {
     let fixture = keeping(Duration::from_millis(200)).await;
     let mut client = Client::new(&fixture, Http::One).await;

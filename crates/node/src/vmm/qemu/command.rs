@@ -68,7 +68,8 @@ pub(super) struct Machine<'a> {
 /// The kernel's command line. Software emulation has no timer that a loaded host serves reliably enough
 /// to measure the clock by, so the guest is told how fast it ticks (`tsc_khz`).
 pub(super) fn kernel_append(accel: Accel, tsc_khz: u64) -> String {
-    let common = "console=ttyS0 quiet loglevel=4 panic=-1 cryptomgr.notests random.trust_cpu=on";
+    // Interrupts go where the agent works when it wakes.
+    let common = "console=ttyS0 quiet loglevel=4 panic=-1 cryptomgr.notests random.trust_cpu=on irqaffinity=0";
     match accel {
         Accel::Kvm => common.to_owned(),
         Accel::Tcg => format!("{common} tsc=reliable tsc_early_khz={tsc_khz}"),
