@@ -24,9 +24,12 @@ setup: ## Install what is missing (Debian packages, guest kernel, base image)
 agent: setup
 	@# Static, so that it runs in any guest; --target keeps the flag away from build scripts.
 	RUSTFLAGS="-C target-feature=+crt-static" cargo build --quiet --locked --profile guest \
-	    --target $(GUEST_TRIPLE) --target-dir $(TARGET)/guest -p dormouse-agent
+	    --target $(GUEST_TRIPLE) --target-dir $(TARGET)/guest -p dormouse-agent -p dormouse-jail
 	@cmp -s $(TARGET)/guest/$(GUEST_TRIPLE)/guest/dormouse-agent $(ASSETS)/agent || \
 	    install -m 755 $(TARGET)/guest/$(GUEST_TRIPLE)/guest/dormouse-agent $(ASSETS)/agent
+	@# So is the jail: it has to start fast, and to hang on nothing.
+	@cmp -s $(TARGET)/guest/$(GUEST_TRIPLE)/guest/dormouse-jail $(ASSETS)/dormouse-jail || \
+	    install -m 755 $(TARGET)/guest/$(GUEST_TRIPLE)/guest/dormouse-jail $(ASSETS)/dormouse-jail
 
 .PHONY: build
 build: agent ## Build target/release/dormouse and all that it needs to run
@@ -48,6 +51,15 @@ test-kvm: build ## Run the VM tests again on true KVM, in an emulated machine (a
 .PHONY: bench
 bench: build ## Measure launch, suspend, resume, memory and the proxy; writes target/bench.json
 	@venv=$$(scripts/python-env.sh) && exec "$$venv/bin/python" scripts/bench.py
+
+.PHONY: test-interrupted
+test-interrupted: build ## Run end-to-end tests again with suspends at random moments (DORMOUSE_TEST_INTERRUPT is the seed)
+	@venv=$$(scripts/python-env.sh) && export DORMOUSE_TEST_INTERRUPT=$${DORMOUSE_TEST_INTERRUPT:-$$RANDOM} && \
+	    "$$venv/bin/python" -m pytest tests/e2e/py
+
+.PHONY: soak
+soak: build ## Keep 30 microVMs under random faults for 15 minutes and see that nothing is lost
+	@venv=$$(scripts/python-env.sh) && exec "$$venv/bin/python" scripts/soak.py
 
 .PHONY: fuzz
 fuzz: ## Run each fuzzer for a minute (DORMOUSE_FUZZ_SECONDS says otherwise)

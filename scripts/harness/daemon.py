@@ -129,13 +129,14 @@ class Daemon:
         return pids
 
     def machines(self):
-        """Process ids of all that runs in a folder of the data directory, build VMs and forgotten ones included."""
+        """Process ids of all machines, by the folder that their log is in, build VMs and forgotten ones included."""
         pids = {}
         for process in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
-                folder = os.readlink(process / "cwd")
-                if folder.startswith(f"{self.data_dir}/"):
-                    pids[int(process.name)] = folder
+                log = os.readlink(process / "fd/2")
+                is_machine = (process / "comm").read_text().startswith("qemu")
+                if is_machine and log.startswith(f"{self.data_dir}/"):
+                    pids[int(process.name)] = os.path.dirname(log)
         return pids
 
     def sweep(self):

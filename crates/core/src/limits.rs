@@ -320,6 +320,8 @@ pub const BUILD_FETCH_IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 pub const BUILD_VM_MEMORY_MIB: u32 = 4096;
 /// A build step that fails while the host has less than this free failed because of it, in bytes.
 pub const DISK_FULL_BYTES: u64 = 16 << 20;
+/// How often a machine that stopped because the host's disk was full is looked at.
+pub const DISK_FULL_POLL: Duration = Duration::from_secs(1);
 /// One RUN step may take this long, in seconds.
 pub const BUILD_STEP_TIMEOUT_S: u64 = 3600;
 /// Largest log of one build, in bytes; what comes after is dropped with a note.
@@ -357,6 +359,25 @@ pub const CONNECTOR_VERSIONS_MAX: usize = 50;
 pub const SUBNETS_MAX: usize = 64;
 /// Ranges of one such subnet.
 pub const SUBNET_RANGES_MAX: usize = 64;
+
+/// Bytes that must be free on the data directory's file system for a launch, unless configured otherwise.
+pub const HOST_DISK_FREE_MIN_BYTES: u64 = 512 << 20;
+/// Bytes of memory that must be available on the host for a launch, unless configured otherwise.
+pub const HOST_MEMORY_FREE_MIN_BYTES: u64 = 256 << 20;
+
+/// User id of the VMM in a host's slot 0; each slot has its own, from here on. It lies above the ids that distributions
+/// hand out to users, their containers and `systemd-nspawn`.
+pub const JAIL_FIRST_UID: u32 = 2_000_000_000;
+/// How long a jail may take to be built.
+pub const JAIL_TIMEOUT: Duration = Duration::from_secs(30);
+/// Disks that may lie over each other.
+pub const DISK_CHAIN_MAX: usize = 300;
+/// Memory that a VMM may take besides its guest's, in MiB.
+pub const VMM_OVERHEAD_MIB: u64 = 256;
+/// Memory that software emulation may take for translated code besides that, in MiB.
+pub const VMM_TRANSLATION_MIB: u64 = 1024;
+/// Processes and threads of a VMM besides its vCPUs: its input and output has up to 64.
+pub const VMM_THREADS: u32 = 80;
 
 /// Network slots that are kept made ahead of need.
 pub const SLOTS_WARM: usize = 4;

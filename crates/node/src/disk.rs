@@ -92,6 +92,14 @@ pub async fn create_larger_overlay(
         .map_err(VmmError::io("create disk overlay"))
 }
 
+/// The disk that `disk` lies over, if any; a raw one lies over nothing. Blocks.
+pub(crate) fn backing_of(disk: &Path) -> io::Result<Option<PathBuf>> {
+    match Format::of(disk) {
+        Format::Raw => Ok(None),
+        Format::Qcow2 => backing_blocking(disk),
+    }
+}
+
 /// The disk that a qcow2 `disk` lies over; none for one that lies over nothing.
 ///
 /// # Errors

@@ -31,7 +31,9 @@ impl Layout {
     /// Makes the folders that everything else relies on.
     pub fn create(&self) -> std::io::Result<()> {
         use std::os::unix::fs::DirBuilderExt;
-        for dir in ["", "boot", "images", "layers", "caches", "builds", "vms"] {
+        for dir in [
+            "", "boot", "jail", "images", "layers", "caches", "builds", "vms",
+        ] {
             std::fs::DirBuilder::new()
                 .recursive(true)
                 .mode(0o700)
@@ -44,6 +46,12 @@ impl Layout {
     #[must_use]
     pub fn boot(&self) -> PathBuf {
         self.root.join("boot")
+    }
+
+    /// What VMMs' jails are made of.
+    #[must_use]
+    pub fn jail(&self) -> PathBuf {
+        self.root.join("jail")
     }
 
     /// Local base images.
@@ -154,15 +162,22 @@ impl BuildDir {
         self.0.join("working-set")
     }
 
+    /// In which boot of the host the snapshot was compared with its checksums.
+    #[must_use]
+    pub fn verified(&self) -> PathBuf {
+        self.0.join("verified")
+    }
+
     /// Everything of the golden snapshot, in an order to delete it in: without its manifest it is none.
     #[must_use]
-    pub fn golden_files(&self) -> [PathBuf; 5] {
+    pub fn golden_files(&self) -> [PathBuf; 6] {
         [
             self.manifest(),
             self.memory(),
             self.state(),
             self.disk(),
             self.working_set(),
+            self.verified(),
         ]
     }
 

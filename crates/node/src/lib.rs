@@ -3,6 +3,7 @@
 pub mod boot;
 pub mod build;
 pub mod caches;
+pub mod checksum;
 pub mod clock;
 pub mod disk;
 pub mod driver;

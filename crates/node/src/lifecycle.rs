@@ -287,6 +287,7 @@ impl Host {
             memory_mib: manifest.memory_mib,
             vcpus: manifest.vcpus,
             golden_memory: self.layout.build(&record.build).memory(),
+            golden_disk: self.layout.build(&record.build).disk(),
             state,
             egress: record.egress.clone(),
         }

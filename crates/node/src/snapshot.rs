@@ -1,5 +1,6 @@
 //! The golden snapshot of a build: its manifest, and what a restore needs from it.
 
+use crate::checksum::{Checksums, VerifyError};
 use crate::layout::BuildDir;
 use dormouse_core::guest;
 use serde::{Deserialize, Serialize};
@@ -23,6 +24,9 @@ pub struct Manifest {
     /// Pages in the file of its working set; none where nothing was recorded.
     #[serde(default)]
     pub working_set_pages: Option<u64>,
+    /// Of its files; none in snapshots from before there were any.
+    #[serde(default)]
+    pub checksums: Option<Checksums>,
 }
 
 /// Why a golden snapshot cannot be used.
@@ -44,6 +48,12 @@ pub enum ManifestError {
         /// The host's value.
         here: String,
     },
+    /// Its files are not what was made.
+    #[error(transparent)]
+    Verify(#[from] VerifyError),
+    /// The thread that compares its files ended.
+    #[error("snapshot was not verified")]
+    Verifier(#[source] tokio::task::JoinError),
 }
 
 impl Manifest {
@@ -74,6 +84,11 @@ impl Manifest {
             manifest.agent_generation.to_string(),
             guest::GENERATION.to_string(),
         )?;
+        if let Some(checksums) = manifest.checksums.clone() {
+            let build = build.clone();
+            let verify = tokio::task::spawn_blocking(move || checksums.verify(&build));
+            verify.await.map_err(ManifestError::Verifier)??;
+        }
         Ok(manifest)
     }
 

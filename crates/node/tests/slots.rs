@@ -9,6 +9,7 @@
 )]
 
 mod slots {
+    pub(crate) mod frames;
     pub(crate) mod lab;
 }
 
@@ -17,7 +18,8 @@ use dormouse_core::{guest, limits};
 use dormouse_node::host::check::check;
 use dormouse_node::host::cidr::Cidr;
 use dormouse_node::host::slot::{Slot, SlotConfig, SlotError, SlotPool};
-use slots::lab::{DnsServer, Guest, Lab, ask, ask_over_tcp, in_netns, names, run};
+use slots::frames::{self, BROADCAST, Ip};
+use slots::lab::{DnsServer, Guest, Lab, ask, ask_over_tcp, counted, in_netns, names, run};
 use std::collections::HashSet;
 use std::io::{ErrorKind, Read};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
@@ -319,6 +321,125 @@ async fn netns_spoofed_sources_are_dropped() {
     guest.ip(&format!("link set tap0 address {}", guest::GUEST_MAC));
     send(guest::GUEST_ADDR, "own again");
     assert_eq!(heard(), Ok("own again".into()));
+    release(&pool, [slot]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn netns_frames_that_no_guest_should_send_are_dropped_and_counted() {
+    let lab = Lab::new(18);
+    let pool = pool(&lab, 0).await;
+    let slot = pool.acquire().await.unwrap();
+    let guest = Guest::attach(&lab, &slot, 1).await;
+    let inbox = lab.outside_inbox();
+    inbox
+        .set_read_timeout(Some(Duration::from_millis(300)))
+        .unwrap();
+    let heard = || {
+        let mut datagram = [0; 2048];
+        let len = inbox.recv(&mut datagram).map_err(|error| error.kind())?;
+        Ok(String::from_utf8_lossy(&datagram[..len]).into_owned())
+    };
+    let outside = lab.outside_addr();
+    let to_outside = |what: &str| Ip::udp(outside, Lab::PORT, what);
+
+    guest.send_raw(&to_outside("plain").frame());
+    assert_eq!(heard(), Ok("plain".into()));
+    guest.send_raw(&frames::ethernet(0x0806, &frames::own_arp()));
+    assert_eq!(
+        counted(&slot, "spoofed"),
+        0,
+        "what a guest does is not counted"
+    );
+
+    let packet = to_outside("forged").packet();
+    let mut forged = vec![
+        frames::ethernet_from([2, 0, 0, 0, 0, 9], BROADCAST, 0x0800, &packet),
+        Ip {
+            from: Ipv4Addr::new(10, 0, 0, 3),
+            ..to_outside("neighbour")
+        }
+        .frame(),
+        Ip {
+            from: Ipv4Addr::UNSPECIFIED,
+            ..to_outside("nobody")
+        }
+        .frame(),
+        Ip {
+            from: Ipv4Addr::LOCALHOST,
+            ..to_outside("loopback")
+        }
+        .frame(),
+        Ip {
+            from: outside,
+            ..to_outside("as the outside")
+        }
+        .frame(),
+        // IPv6, a VLAN within, PPPoE, LLDP, a length in place of a type.
+        frames::ethernet(0x86dd, &[0x60; 60]),
+        frames::ethernet(0x8100, &[&[0, 5, 8, 0], &packet[..]].concat()),
+        frames::ethernet(0x8864, &packet),
+        frames::ethernet(0x88cc, &packet),
+        frames::ethernet(60, &packet),
+    ];
+    forged.extend(frames::forged_arps().map(|arp| frames::ethernet(0x0806, &arp)));
+    for frame in &forged {
+        guest.send_raw(frame);
+    }
+    assert_eq!(heard(), Err(ErrorKind::WouldBlock));
+    assert_eq!(counted(&slot, "spoofed"), forged.len() as u64);
+
+    // The guest's own address, but packets that no stack sends: they harm nobody and arrive nowhere.
+    let source_route = vec![131, 7, 4, 10, 77, 18, 1, 0];
+    let mut longer_than_it_is = packet.clone();
+    longer_than_it_is[3] = 0xff;
+    let mut short_head = packet.clone();
+    short_head[0] = 0x41;
+    let mut version = packet.clone();
+    version[0] = 0x65;
+    let tiny = Ip {
+        fragment: 0x2000,
+        payload: vec![0; 4],
+        ..to_outside("")
+    };
+    let overlapping = Ip {
+        fragment: 0x0001,
+        ..to_outside("over the head")
+    };
+    let endless = Ip {
+        fragment: 0x3fff,
+        ..to_outside("beyond the end")
+    };
+    for odd in [
+        Ip {
+            options: source_route,
+            ..to_outside("by way of")
+        }
+        .frame(),
+        frames::ethernet(0x0800, &longer_than_it_is),
+        frames::ethernet(0x0800, &short_head),
+        frames::ethernet(0x0800, &version),
+        frames::ethernet(0x0800, &packet[..12]),
+        frames::ethernet(0x0800, &[]),
+        tiny.frame(),
+        overlapping.frame(),
+        endless.frame(),
+        vec![0; 14],
+    ] {
+        guest.send_raw(&odd);
+    }
+    assert_eq!(heard(), Err(ErrorKind::WouldBlock));
+
+    let before = counted(&slot, "refused");
+    for private in [
+        Ipv4Addr::new(10, 77, 17, 1),
+        guest::HOST_ADDR,
+        Ipv4Addr::BROADCAST,
+    ] {
+        guest.send_raw(&Ip::udp(private, Lab::PORT, "private").frame());
+    }
+    assert!(counted(&slot, "refused") > before, "refusals are counted");
+    guest.send_raw(&to_outside("still here").frame());
+    assert_eq!(heard(), Ok("still here".into()));
     release(&pool, [slot]).await;
 }
 

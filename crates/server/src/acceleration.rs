@@ -5,9 +5,9 @@
 
 use crate::config::{self, Config};
 use crate::daemon::replace_file;
-use crate::serve::QEMU;
 use anyhow::{Context, Result};
 use dormouse_node::boot::BootFiles;
+use dormouse_node::host::jail::Jailer;
 use dormouse_node::vmm::probe;
 use dormouse_node::vmm::qemu::Accel;
 use serde::{Deserialize, Serialize};
@@ -26,11 +26,11 @@ struct Remembered {
 }
 
 /// Chooses how guests are executed, and says so in the log.
-pub(crate) async fn choose(config: &Config, boot: &BootFiles) -> Result<Accel> {
+pub(crate) async fn choose(config: &Config, boot: &BootFiles, jailer: &Jailer) -> Result<Accel> {
     let (accel, reason) = match config.accel {
         config::Accel::Kvm => (Accel::Kvm, "as configured".to_owned()),
         config::Accel::Tcg => (Accel::Tcg, "as configured".to_owned()),
-        config::Accel::Auto => remembered_or_probed(&config.data_dir, boot).await?,
+        config::Accel::Auto => remembered_or_probed(&config.data_dir, boot, jailer).await?,
     };
     match accel {
         Accel::Kvm => tracing::info!(reason, "guests run on kvm"),
@@ -42,7 +42,11 @@ pub(crate) async fn choose(config: &Config, boot: &BootFiles) -> Result<Accel> {
     Ok(accel)
 }
 
-async fn remembered_or_probed(data_dir: &Path, boot: &BootFiles) -> Result<(Accel, String)> {
+async fn remembered_or_probed(
+    data_dir: &Path,
+    boot: &BootFiles,
+    jailer: &Jailer,
+) -> Result<(Accel, String)> {
     let host_boot = tokio::fs::read_to_string(BOOT_ID)
         .await
         .context("read the host's boot id")?;
@@ -54,7 +58,7 @@ async fn remembered_or_probed(data_dir: &Path, boot: &BootFiles) -> Result<(Acce
         let accel = if known.kvm { Accel::Kvm } else { Accel::Tcg };
         return Ok((accel, known.reason));
     }
-    let answer = probe_guest(data_dir, boot).await?;
+    let answer = probe_guest(data_dir, boot, jailer).await?;
     let remembered = Remembered {
         host_boot,
         guest_boot: boot.hash.clone(),
@@ -71,12 +75,16 @@ async fn read(path: &PathBuf) -> Option<Remembered> {
 }
 
 /// Boots a probe guest; takes a few seconds.
-pub(crate) async fn probe_guest(data_dir: &Path, boot: &BootFiles) -> Result<probe::Probe> {
+pub(crate) async fn probe_guest(
+    data_dir: &Path,
+    boot: &BootFiles,
+    jailer: &Jailer,
+) -> Result<probe::Probe> {
     let scratch = data_dir.join("probe");
     tokio::fs::create_dir_all(&scratch)
         .await
         .context("make the probe's folder")?;
-    let answer = probe::accel(Path::new(QEMU), &boot.kernel, &boot.initramfs, &scratch).await;
+    let answer = probe::accel(jailer, &boot.kernel, &boot.initramfs, &scratch).await;
     tokio::fs::remove_dir_all(&scratch)
         .await
         .context("delete the probe's folder")?;

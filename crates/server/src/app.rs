@@ -5,6 +5,7 @@ use crate::builds::Builds;
 use crate::config::Config;
 use crate::deletions::Deletions;
 use crate::domains::CustomDomains;
+use crate::headroom::Headroom;
 use crate::throttle::Throttle;
 use dormouse_api::page::PageKey;
 use dormouse_core::{AccountId, EndpointId, ImageArn};
@@ -32,6 +33,8 @@ pub(crate) struct App {
     pub(crate) admission: Arc<Admission>,
     /// What crosses endpoints.
     pub(crate) traffic: Metrics,
+    /// Whether the host has room.
+    pub(crate) headroom: Headroom,
     /// Who may call.
     pub(crate) throttle: Throttle,
     /// Custom domains of MicroVMs.

@@ -1,4 +1,4 @@
-//! What the setup puts beside the binary: guest kernel, modules, agent and the managed base image.
+//! What the setup puts beside the binary: guest kernel, modules, agent, jail and the managed base image.
 
 use std::path::{Path, PathBuf};
 
@@ -13,7 +13,7 @@ pub(crate) struct Assets {
 pub(crate) enum AssetsError {
     /// No folder was found in any of the usual places.
     #[error(
-        "no assets (guest kernel, agent, base image) in {}: run `make build` in the project, \
+        "no assets (guest kernel, agent, jail, base image) in {}: run `make build` in the project, \
          or name their folder with --assets-dir",
         list(.looked_in)
     )]
@@ -31,7 +31,13 @@ pub(crate) enum AssetsError {
     },
 }
 
-const PARTS: [&str; 4] = ["vmlinuz", "agent", "modules/order", "base/debian-12.tar"];
+const PARTS: [&str; 5] = [
+    "vmlinuz",
+    "agent",
+    "dormouse-jail",
+    "modules/order",
+    "base/debian-12.tar",
+];
 
 impl Assets {
     /// Uses `configured`, or finds the folder: beside the binary, then where packages install it.
@@ -57,6 +63,11 @@ impl Assets {
     /// Guest agent.
     pub(crate) fn agent(&self) -> PathBuf {
         self.dir.join("agent")
+    }
+
+    /// The program that builds jails.
+    pub(crate) fn jail(&self) -> PathBuf {
+        self.dir.join("dormouse-jail")
     }
 
     /// Guest kernel modules, and the order in which they load.

@@ -4,6 +4,7 @@
 //! result that the rest of the program relies on. Each error names the key and what to write there.
 
 mod build;
+mod capacity;
 mod listeners;
 mod quotas;
 mod registry;
@@ -11,6 +12,7 @@ mod tls;
 mod traffic;
 
 pub(crate) use build::BuildConfig;
+pub(crate) use capacity::CapacityConfig;
 pub(crate) use listeners::DnsConfig;
 pub(crate) use quotas::QuotaConfig;
 pub(crate) use registry::{BaseImageConfig, MANAGED_BASE};
@@ -81,6 +83,8 @@ pub(crate) struct Config {
     pub(crate) base_images: BaseImageConfig,
     /// What one account may have and do.
     pub(crate) quotas: QuotaConfig,
+    /// What the host keeps free.
+    pub(crate) capacity: CapacityConfig,
     /// What the endpoint of one MicroVM may carry.
     pub(crate) limits: LimitConfig,
     /// Where metrics are read; none for nowhere.
@@ -251,6 +255,7 @@ struct Raw {
     network: RawNetwork,
     build: RawBuild,
     quotas: quotas::RawQuotas,
+    capacity: CapacityConfig,
     registry: registry::RawRegistry,
     limits: traffic::RawLimits,
     metrics_addr: Option<SocketAddr>,
@@ -343,6 +348,7 @@ impl Config {
             build: BuildConfig::new(&raw.build)?,
             base_images: registry::registry(raw.registry, raw.build.extra_ca_file.as_deref())?,
             quotas: quotas::quotas(raw.quotas)?,
+            capacity: raw.capacity,
             limits: LimitConfig::new(raw.limits)?,
             metrics_addr: raw.metrics_addr,
             log: LogConfig {

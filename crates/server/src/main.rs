@@ -17,6 +17,7 @@ mod dns;
 mod doctor;
 mod domains;
 mod front;
+mod headroom;
 mod http;
 mod keys;
 mod metrics;

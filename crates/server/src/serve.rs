@@ -12,6 +12,7 @@ use crate::daemon::{DaemonFile, DataLock};
 use crate::deletions::Deletions;
 use crate::domains::CustomDomains;
 use crate::front::Front;
+use crate::headroom::Headroom;
 use crate::http::Service;
 use crate::keys::Keys;
 use crate::objects::Objects;
@@ -27,6 +28,7 @@ use dormouse_image::{ImageConfig, LocalImageError, LocalImages};
 use dormouse_ingress::{Authority, TokenKeys};
 use dormouse_node::boot::BootFiles;
 use dormouse_node::driver::Means;
+use dormouse_node::host::jail::Jailer;
 use dormouse_node::host::slot::{SlotConfig, SlotPool};
 use dormouse_node::layers::LayerCache;
 use dormouse_node::layout::Layout;
@@ -34,6 +36,7 @@ use dormouse_node::lifecycle::Host;
 use dormouse_node::node::Node;
 use dormouse_node::vmm::qemu::Qemu;
 use dormouse_store::Store;
+use rustix::fs::Mode;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tokio::signal::unix::{SignalKind, signal};
@@ -65,6 +68,8 @@ struct Running {
 
 impl Running {
     async fn start(config: Config) -> Result<Self> {
+        // What it writes is its own, whatever it was started with; jails are shown single files.
+        rustix::process::umask(Mode::RWXG | Mode::RWXO);
         let data_dir = config.data_dir.clone();
         let layout = Layout::new(&data_dir);
         layout
@@ -128,6 +133,7 @@ impl Running {
             deletions,
             admission,
             traffic: proxy.metrics(),
+            headroom: Headroom::new(&config.data_dir, config.capacity),
             throttle: Throttle::new(config.quotas.calls.clone()),
             domains,
             tokens: Arc::clone(&tokens),
@@ -216,9 +222,13 @@ async fn means(
         })
     };
     let boot = boot.await?.context("install guest kernel and agent")?;
-    let program = Path::new(QEMU);
-    let accel = acceleration::choose(config, &boot).await?;
-    let vmm = Qemu::new(program.to_owned(), accel, Arc::clone(&slots));
+    let jailer = {
+        let (jail, dir) = (assets.jail(), layout.jail());
+        tokio::task::spawn_blocking(move || Jailer::install(&jail, Path::new(QEMU), &dir))
+    };
+    let jailer = jailer.await?.context("copy QEMU for its jails")?;
+    let accel = acceleration::choose(config, &boot, &jailer).await?;
+    let vmm = Qemu::new(jailer, accel, Arc::clone(&slots));
     slots
         .release_orphans(&Qemu::slots_in_use(&layout.vm_dirs()?)?)
         .await

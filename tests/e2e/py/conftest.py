@@ -11,6 +11,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import interruptions
 import pytest
 import wire_check
 from harness.artifact import zip_folder
@@ -33,8 +34,20 @@ MODULES = [
 wire_check.install()
 
 
+if interruptions.SEED:
+    interruptions.install()
+
+
 def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: MODULES.index(item.module.__name__))
+    if interruptions.SEED:
+        items[:] = [item for item in items if item.module.__name__ in interruptions.MODULES]
+
+
+def pytest_terminal_summary(terminalreporter):
+    if interruptions.SEED:
+        terminalreporter.write_line(
+            f"{interruptions.suspended} suspends amid requests, DORMOUSE_TEST_INTERRUPT={interruptions.SEED}")
 
 
 @pytest.fixture(scope="session")
@@ -108,6 +121,7 @@ def network_namespaces():
 EXPECTED = {
     "No space left on device": "test_disk_full",
     "host disk is full: machine stopped": "test_disk_full",
+    "launch refused for lack of room on the host": "test_disk_full",
 }
 
 

@@ -4,6 +4,7 @@ import contextlib
 import os
 
 import pytest
+from botocore.exceptions import ClientError
 from harness.artifact import zip_files
 from harness.cloud import ImageFailed
 
@@ -66,10 +67,10 @@ def test_build(cloud, full_disk):
 
 
 def test_launch(cloud, probe_image, full_disk):
-    """A launch needs hardly any room; whatever it comes to, the daemon and the image stay well."""
-    with full_disk():
-        vm = cloud.launch(probe_image)
-        vm.wait("RUNNING", "TERMINATED", timeout_s=60)
-        vm.terminate()
+    """No new MicroVM where those that are there need the room; the image stays well."""
+    with full_disk(), pytest.raises(ClientError) as refused:
+        cloud.launch(probe_image)
+    assert refused.value.response["Error"]["Code"] == "InsufficientCapacityException"
+    assert refused.value.response["ResponseMetadata"]["HTTPStatusCode"] == 500
     with cloud.launch(probe_image) as vm:
         assert vm.running().endpoint.get("/").json() == {"counter": 1}

@@ -45,6 +45,10 @@ def checker(model):
 def check_response(operation, response):
     status, headers = response["status_code"], response["headers"]
     assert uuid.UUID(headers["x-amzn-requestid"]), "no request id"
+    # The one fault of the service's that a healthy one may answer: AWS has it, later models than the pinned one name it.
+    if status == 500 and headers.get("x-amzn-errortype") == "InsufficientCapacityException":
+        assert list(json.loads(response["body"])) == ["message"]
+        return
     assert status < 500, f"status {status}"
     if status >= 400:
         return check_error(operation, status, headers, json.loads(response["body"]))

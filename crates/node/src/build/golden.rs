@@ -5,6 +5,7 @@ use super::app_log::AppLog;
 use super::log::BuildLog;
 use super::validate::{self, Snapshotted};
 use super::{BuildError, BuildJob, BuildTimes, create_dirs, hook, ms_since, remove, trust};
+use crate::checksum::Checksums;
 use crate::disk;
 use crate::guest::{Guest, GuestError};
 use crate::layout::BuildDir;
@@ -72,6 +73,7 @@ pub(super) async fn make(
         vcpus: spec.vcpus,
         agent_generation: guest::GENERATION,
         working_set_pages: None,
+        checksums: Some(checksums(dir).await?),
     };
     if let Some(call) = job.hooks.call(Hook::Validate) {
         let began = Instant::now();
@@ -186,6 +188,15 @@ async fn sync(dir: &BuildDir) -> Result<(), BuildError> {
             .map_err(BuildError::io("sync snapshot"))?;
     }
     Ok(())
+}
+
+async fn checksums(dir: &BuildDir) -> Result<Checksums, BuildError> {
+    let dir = dir.clone();
+    super::blocking(move || {
+        Checksums::of(&dir)
+            .map_err(|error| BuildError::io("checksum snapshot")(std::io::Error::other(error)))
+    })
+    .await
 }
 
 async fn measure(dir: &BuildDir, built: &Path) -> Result<SnapshotSizes, BuildError> {

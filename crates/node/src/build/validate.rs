@@ -53,6 +53,7 @@ pub(super) async fn run(
         memory_mib: made.memory_mib,
         vcpus: made.vcpus,
         golden_memory: dir.memory(),
+        golden_disk: dir.disk(),
         state: StateSource::Golden(dir.state()),
         egress: Egress::internet(),
     };

@@ -1,4 +1,5 @@
-//! What the host lends to a machine: network slots with their packet filter and DNS.
+//! What the host lends to a machine: network slots with their packet filter and DNS, control groups, and the jail around
+//! its VMM.
 //!
 //! A slot is a network namespace of its own, so every machine can have the same inside address:
 //!
@@ -26,8 +27,10 @@
 //! Guests resolve names through the host's resolvers, so they see the names that the host sees, private
 //! ones included; answers are not filtered. What a private name points to stays unreachable.
 
+pub(crate) mod cgroup;
 pub mod check;
 mod dns;
+pub mod jail;
 mod netns;
 mod plumbing;
 mod rules;

@@ -4,6 +4,7 @@
 //! `dormouse-slot-N` on that link claims the number for all daemons of the host, since the kernel lets
 //! no two links share one. Both go when the link goes, so a claim cannot outlive its slot.
 
+use super::cgroup::{Cgroups, Share};
 use super::cidr::Cidr;
 use super::netns::NetnsThread;
 use super::rules::{Policy, host_table};
@@ -37,6 +38,7 @@ pub(crate) struct Plumbing {
     owner: String,
     network: Cidr,
     policy: Policy,
+    cgroups: Arc<Cgroups>,
     /// Does what takes milliseconds inside namespaces, apart from the thread that connections wait for.
     maker: NetnsThread,
     /// Counts up, so that a number just freed rests while the kernel takes its slot down.
@@ -45,7 +47,9 @@ pub(crate) struct Plumbing {
 
 impl Plumbing {
     pub(crate) fn new(owner: String, network: Cidr, policy: Policy) -> Result<Self, SlotError> {
+        let cgroups = Cgroups::open(&owner).map_err(SlotError::io("make control groups"))?;
         Ok(Self {
+            cgroups: Arc::new(cgroups),
             owner,
             network,
             policy,
@@ -89,6 +93,7 @@ impl Plumbing {
         if !self.names().await?.is_empty() {
             return Ok(());
         }
+        self.cgroups.close();
         let table = host_table(&self.owner);
         let rules = format!("add table inet {table}\ndelete table inet {table}\n");
         blocking(move || run("nft", &["-f", "-"], &rules)).await
@@ -119,7 +124,17 @@ impl Plumbing {
 
     /// Names of this owner's slots, whole or in part.
     pub(crate) async fn names(&self) -> Result<BTreeSet<String>, SlotError> {
-        let mut names = blocking(all_names).await?;
+        let cgroups = self.cgroups.clone();
+        let mut names = blocking(move || {
+            let mut names = all_names()?;
+            names.extend(
+                cgroups
+                    .slots()
+                    .map_err(SlotError::io("list control groups"))?,
+            );
+            Ok(names)
+        })
+        .await?;
         names.retain(|name| self.owns(name));
         Ok(names)
     }
@@ -205,10 +220,43 @@ impl Plumbing {
             .await
     }
 
-    /// Deletes what there is of a slot; false when there was nothing.
+    /// Ends what runs in a slot, and deletes what there is of it; false when there was nothing.
     pub(crate) async fn delete(&self, name: &str) -> Result<bool, SlotError> {
-        let name = name.to_owned();
-        blocking(move || delete(&name)).await
+        let (name, cgroups) = (name.to_owned(), self.cgroups.clone());
+        blocking(move || {
+            cgroups
+                .remove(&name)
+                .map_err(SlotError::io(format!("delete control group {name}")))?;
+            delete(&name)
+        })
+        .await
+    }
+
+    /// Gives a slot's control group this share; the answer is its folders.
+    pub(crate) async fn confine(
+        &self,
+        name: &str,
+        share: Share,
+    ) -> Result<Vec<PathBuf>, SlotError> {
+        let (name, cgroups) = (name.to_owned(), self.cgroups.clone());
+        blocking(move || {
+            cgroups
+                .set(&name, &share)
+                .map_err(SlotError::io(format!("make control group {name}")))?;
+            Ok(cgroups.folders(&name))
+        })
+        .await
+    }
+
+    /// Ends what runs in a slot's control group.
+    pub(crate) async fn end_processes(&self, name: &str) -> Result<(), SlotError> {
+        let (name, cgroups) = (name.to_owned(), self.cgroups.clone());
+        blocking(move || {
+            cgroups
+                .remove(&name)
+                .map_err(SlotError::io(format!("delete control group {name}")))
+        })
+        .await
     }
 
     /// The two ends of a slot's link: the host's and the slot's.
@@ -358,7 +406,7 @@ fn all_names() -> Result<BTreeSet<String>, SlotError> {
 }
 
 /// Owner and number of a slot's name.
-fn parse_name(name: &str) -> Option<(&str, u32)> {
+pub(crate) fn parse_name(name: &str) -> Option<(&str, u32)> {
     let (owner, number) = name.strip_prefix("dm")?.split_once('-')?;
     Some((owner, number.parse().ok()?))
 }

@@ -95,24 +95,30 @@ impl Policy {
             r#"add table netdev dormouse
 delete table netdev dormouse
 table netdev dormouse {{
+  counter spoofed {{ }}
   chain guest {{
     type filter hook ingress device "{TAP}" priority filter; policy drop;
-    ether saddr != {mac} drop
+    ether saddr != {mac} counter name spoofed drop
     ether type ip ip saddr {guest} accept
     arp htype 1 arp ptype ip arp hlen 6 arp plen 4 arp saddr ether {mac} arp saddr ip {guest} accept
+    counter name spoofed drop
   }}
 }}
 add table inet dormouse
 delete table inet dormouse
 table inet dormouse {{
+  counter invalid {{ }}
+  counter refused {{ }}
+  counter excess {{ }}
 {sets}  chain input {{
     type filter hook input priority filter; policy drop;
-    ct state invalid drop
+    ct state invalid counter name invalid drop
     iifname "{TAP}" ct state established,related accept
-{names}  }}
+{names}    iifname "{TAP}" counter name refused drop
+  }}
   chain forward {{
     type filter hook forward priority filter; policy drop;
-    ct state invalid drop
+    ct state invalid counter name invalid drop
     ct state established,related accept
     iifname "{TAP}" oifname "{UPLINK}" goto outbound
   }}
@@ -121,11 +127,12 @@ table inet dormouse {{
     {otherwise}
   }}
   chain refuse {{
+    counter name refused
     meta l4proto tcp reject with tcp reset
     drop
   }}
   chain open {{
-    ct state new ct count over {connections} drop
+    ct state new ct count over {connections} counter name excess drop
     accept
   }}
   chain postrouting {{
@@ -206,16 +213,21 @@ mod tests {
             add table netdev dormouse
             delete table netdev dormouse
             table netdev dormouse {
+              counter spoofed { }
               chain guest {
                 type filter hook ingress device "tap0" priority filter; policy drop;
-                ether saddr != 02:d0:e0:00:00:02 drop
+                ether saddr != 02:d0:e0:00:00:02 counter name spoofed drop
                 ether type ip ip saddr 10.0.0.2 accept
                 arp htype 1 arp ptype ip arp hlen 6 arp plen 4 arp saddr ether 02:d0:e0:00:00:02 arp saddr ip 10.0.0.2 accept
+                counter name spoofed drop
               }
             }
             add table inet dormouse
             delete table inet dormouse
             table inet dormouse {
+              counter invalid { }
+              counter refused { }
+              counter excess { }
               set allowed {
                 type ipv4_addr; flags interval; auto-merge
               }
@@ -225,13 +237,14 @@ mod tests {
               }
               chain input {
                 type filter hook input priority filter; policy drop;
-                ct state invalid drop
+                ct state invalid counter name invalid drop
                 iifname "tap0" ct state established,related accept
                 iifname "tap0" ip daddr 169.254.53.53 meta l4proto { tcp, udp } th dport 53 accept
+                iifname "tap0" counter name refused drop
               }
               chain forward {
                 type filter hook forward priority filter; policy drop;
-                ct state invalid drop
+                ct state invalid counter name invalid drop
                 ct state established,related accept
                 iifname "tap0" oifname "uplink" goto outbound
               }
@@ -241,11 +254,12 @@ mod tests {
                 goto open
               }
               chain refuse {
+                counter name refused
                 meta l4proto tcp reject with tcp reset
                 drop
               }
               chain open {
-                ct state new ct count over 4096 drop
+                ct state new ct count over 4096 counter name excess drop
                 accept
               }
               chain postrouting {

@@ -3,6 +3,7 @@
 //! Everything about a slot is in the kernel and can be found again by its name `dmOWNER-N`, so slots
 //! outlive the daemon: the next one adopts those in use and deletes the rest.
 
+use super::cgroup::Share;
 use super::cidr::Cidr;
 use super::dns::{Forwarder, Resolvers};
 use super::netns::{self, NetnsThread};
@@ -14,6 +15,7 @@ use std::collections::{HashSet, VecDeque};
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::net::{TcpSocket, TcpStream};
@@ -241,6 +243,14 @@ impl SlotPool {
         Slot::open(held).await.map(Some)
     }
 
+    /// Ends what runs in a slot of this owner, whoever started it.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub(crate) async fn end_processes(&self, name: &str) -> Result<(), SlotError> {
+        self.shared.host.plumbing.end_processes(name).await
+    }
+
     /// Deletes this owner's slots, except those named and those that this process holds, and returns how
     /// many they were.
     ///
@@ -451,6 +461,21 @@ impl Slot {
     #[must_use]
     pub fn name(&self) -> &str {
         &self.held.name
+    }
+
+    /// The user id that is this slot's alone.
+    #[must_use]
+    pub(crate) fn uid(&self) -> u32 {
+        let number = plumbing::parse_name(self.name()).map_or(0, |(_, number)| number);
+        limits::JAIL_FIRST_UID + number
+    }
+
+    /// Limits what runs in the slot to a share of the host. Answers with the control groups to join.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub(crate) async fn confine(&self, share: Share) -> Result<Vec<PathBuf>, SlotError> {
+        self.held.host.plumbing.confine(self.name(), share).await
     }
 
     /// Lets the slot's machine reach `egress` and no more. A new slot reaches the internet.

@@ -126,6 +126,8 @@ pub struct RestoreSpec {
     pub vcpus: u32,
     /// Memory of the golden snapshot; mapped copy-on-write, never written.
     pub golden_memory: PathBuf,
+    /// Disk of the golden snapshot, which `disk` lies over; never written.
+    pub golden_disk: PathBuf,
     /// Which device state to load, and which memory over the golden one.
     pub state: StateSource,
     /// Where the machine may open connections to.

@@ -2,6 +2,7 @@
 //! under a hypervisor that nests in software only. So a guest is booted once to see.
 
 use super::qemu::{self, Accel};
+use crate::host::jail::Jailer;
 use std::path::Path;
 
 /// What acceleration a host has, and how that is known.
@@ -15,7 +16,7 @@ pub struct Probe {
 
 /// Boots a probe guest on KVM in the folder `scratch`, which exists. Takes some seconds; remember the
 /// answer. It never fails: without a proof for KVM the answer is software emulation.
-pub async fn accel(program: &Path, kernel: &Path, initramfs: &Path, scratch: &Path) -> Probe {
+pub async fn accel(jailer: &Jailer, kernel: &Path, initramfs: &Path, scratch: &Path) -> Probe {
     let opened = std::fs::File::options()
         .read(true)
         .write(true)
@@ -27,7 +28,7 @@ pub async fn accel(program: &Path, kernel: &Path, initramfs: &Path, scratch: &Pa
     if let Err(error) = opened {
         return tcg(format!("/dev/kvm cannot be opened: {error}"));
     }
-    match qemu::boot_probe(program, Accel::Kvm, kernel, initramfs, scratch).await {
+    match qemu::boot_probe(jailer, Accel::Kvm, kernel, initramfs, scratch).await {
         Ok(took) => Probe {
             accel: Accel::Kvm,
             reason: format!("a probe guest booted on KVM in {} ms", took.as_millis()),

@@ -11,11 +11,14 @@
 //! Invariants: golden files are never opened for writing by a restore; nothing runs between load and
 //! [`Instance::resume`]; whatever can be found in a run folder is enough to end the machine.
 //!
+//! It runs in a jail (`host/jail.rs`) that shows it the files above and nothing else; what it opens later it is given open.
+//!
 //! The end of the guest's console is kept in QEMU and read with `ringbuf-read` on the folder's `qmp.sock`.
 
 mod clock;
 mod command;
 mod delta;
+mod enclosed;
 mod machine;
 mod pages;
 mod probe;
@@ -28,27 +31,34 @@ pub(super) use probe::boot_probe;
 
 use super::qmp::{self, Qmp};
 use super::{BootSpec, DeltaFiles, Instance, RestoreSpec, StateSource, Vmm, VmmError};
+use crate::host::cgroup::Share;
+use crate::host::jail::{self, Cell, Jailer};
 use crate::host::slot::{Slot, SlotError, SlotPool};
 use async_trait::async_trait;
 use dormouse_core::egress::Egress;
 use dormouse_core::limits;
+use enclosed::Enclosed;
 use machine::Machine;
 use process::Process;
 use record::MachineRecord;
 use std::collections::{HashMap, HashSet};
+use std::os::fd::{AsRawFd, RawFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 use tokio::sync::OnceCell;
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 
-/// Pause between two looks for the control socket.
-const START_POLL: Duration = Duration::from_millis(1);
+/// How long the end of a QEMU that has closed its socket is waited for.
+const LAST_WORDS_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Stands for a descriptor that is opened last.
+const NOT_YET: RawFd = -1;
 
 /// Runs machines in QEMU, version 10 or later.
 #[derive(Debug)]
 pub struct Qemu {
-    program: PathBuf,
+    jailer: Jailer,
     accel: Accel,
     slots: Arc<SlotPool>,
     /// Speed of the guest's clock; measured once.
@@ -58,11 +68,11 @@ pub struct Qemu {
 }
 
 impl Qemu {
-    /// Uses the QEMU binary `program`, as in `/usr/bin/qemu-system-x86_64`.
+    /// Runs the QEMU that `jailer` starts.
     #[must_use]
-    pub fn new(program: PathBuf, accel: Accel, slots: Arc<SlotPool>) -> Self {
+    pub fn new(jailer: Jailer, accel: Accel, slots: Arc<SlotPool>) -> Self {
         Self {
-            program,
+            jailer,
             accel,
             slots,
             tsc_khz: OnceCell::new(),
@@ -97,7 +107,8 @@ impl Qemu {
     async fn start(
         &self,
         run_dir: &Path,
-        machine: &command::Machine<'_>,
+        machine: command::Machine<'_>,
+        enclosed: Enclosed,
         disk: &Path,
         egress: Egress,
     ) -> Result<Arc<Machine>, VmmError> {
@@ -110,12 +121,16 @@ impl Qemu {
             boot_id: record::boot_id()?,
             slot: slot.name().to_owned(),
             process: None,
+            lent: enclosed.lent.clone(),
             golden_memory,
             disk: disk.to_owned(),
             disk_node: 0,
             egress,
         };
-        match self.start_in(slot, run_dir, machine, record).await {
+        match self
+            .start_in(slot, run_dir, machine, enclosed, record)
+            .await
+        {
             Ok(machine) => {
                 let mut held = lock(&self.held);
                 held.retain(|_, machine| machine.strong_count() > 0);
@@ -135,19 +150,27 @@ impl Qemu {
         &self,
         slot: Slot,
         run_dir: &Path,
-        machine: &command::Machine<'_>,
+        mut machine: command::Machine<'_>,
+        enclosed: Enclosed,
         mut record: MachineRecord,
     ) -> Result<Arc<Machine>, VmmError> {
         record.save(run_dir)?;
         slot.set_egress(&record.egress).await?;
-        let tap = slot.open_tap().await?;
-        match std::fs::remove_file(run_dir.join(qmp::SOCKET)) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                return Err(VmmError::io("delete old qmp socket")(error));
-            }
-            _ => {}
+        for file in &enclosed.lent {
+            jail::lend(file, slot.uid()).map_err(VmmError::io("lend file to the machine"))?;
         }
-        let process = Process::spawn(&self.program, machine.arguments(), run_dir, Some(tap))?;
+        let cell = Cell {
+            uid: slot.uid(),
+            cgroups: slot.confine(share(&machine)).await?,
+            shown: enclosed.shown,
+            kvm: self.accel == Accel::Kvm,
+        };
+        let tap = slot.open_tap().await?;
+        let control = qmp::listen(run_dir).map_err(VmmError::io("make qmp socket"))?;
+        machine.control = control.as_raw_fd();
+        let arguments = machine.arguments();
+        let process =
+            Process::spawn(&self.jailer, cell, arguments, run_dir, Some(tap), control).await?;
         record.process = Some(process.id);
         record.save(run_dir)?;
         let qmp = connect(run_dir, &process).await?;
@@ -166,19 +189,6 @@ impl Qemu {
             .await
             .map_err(|error| VmmError::io("measure clock")(error.into()))?;
         Ok(command::kernel_append(self.accel, *khz))
-    }
-
-    /// The process of a record; one that was started just before a crash is found by its folder.
-    fn process_of(
-        &self,
-        record: &MachineRecord,
-        run_dir: &Path,
-    ) -> Result<Option<Process>, VmmError> {
-        let found = match record.process {
-            Some(id) => Process::find(id),
-            None => Process::find_in(run_dir, &self.program),
-        };
-        found.map_err(VmmError::io("find qemu process"))
     }
 }
 
@@ -202,6 +212,7 @@ impl Vmm for Qemu {
                 None => command::Memory::Anonymous,
             },
             disk: Some(&spec.disk),
+            backing: None,
             more_disks: &spec.disks,
             network: true,
             start: command::Start::Kernel {
@@ -209,11 +220,19 @@ impl Vmm for Qemu {
                 initramfs: &spec.initramfs,
                 append: &append,
             },
+            control: NOT_YET,
         };
-        Ok(Box::new(
-            self.start(&spec.run_dir, &machine, &spec.disk, Egress::internet())
-                .await?,
-        ))
+        let spec = spec.clone();
+        let enclosed = blocking({
+            let spec = spec.clone();
+            move || Enclosed::to_boot(&spec)
+        })
+        .await?;
+        let egress = Egress::internet();
+        let machine = self
+            .start(&spec.run_dir, machine, enclosed, &spec.disk, egress)
+            .await?;
+        Ok(Box::new(machine))
     }
 
     async fn restore(&self, spec: &RestoreSpec) -> Result<Box<dyn Instance>, VmmError> {
@@ -223,13 +242,20 @@ impl Vmm for Qemu {
             vcpus: spec.vcpus,
             memory: command::Memory::Private(&spec.golden_memory),
             disk: Some(&spec.disk),
+            backing: Some(&spec.golden_disk),
             more_disks: &[],
             network: true,
             start: command::Start::Incoming,
+            control: NOT_YET,
         };
+        let enclosed = blocking({
+            let spec = spec.clone();
+            move || Enclosed::to_restore(&spec)
+        })
+        .await?;
         let egress = spec.egress.clone();
         let machine = self
-            .start(&spec.run_dir, &machine, &spec.disk, egress)
+            .start(&spec.run_dir, machine, enclosed, &spec.disk, egress)
             .await?;
         let (state, pages): (&Path, Option<DeltaFiles>) = match &spec.state {
             StateSource::Golden(state) => (state, None),
@@ -254,7 +280,7 @@ impl Vmm for Qemu {
         };
         // One whose process is not known was still being started: it has nothing that would be missed.
         let process = match record.process {
-            Some(_) => self.process_of(&record, run_dir)?,
+            Some(id) => Process::find(id).map_err(VmmError::io("find qemu process"))?,
             None => None,
         };
         let slot = match &process {
@@ -286,9 +312,14 @@ impl Vmm for Qemu {
         let Some(record) = MachineRecord::load(run_dir)? else {
             return MachineRecord::remove(run_dir);
         };
-        if let Some(process) = self.process_of(&record, run_dir)? {
+        if let Some(id) = record.process
+            && let Some(process) = Process::find(id).map_err(VmmError::io("find qemu process"))?
+        {
             process.kill().await?;
         }
+        // One that was started just before a crash, and its jail, are known by their control group alone.
+        self.slots.end_processes(&record.slot).await?;
+        record.take_back()?;
         MachineRecord::remove(run_dir)?;
         match self.slots.adopt(&record.slot, &record.egress).await {
             Ok(Some(slot)) => Ok(slot.release().await?),
@@ -299,31 +330,52 @@ impl Vmm for Qemu {
     }
 }
 
-/// Connects to a QEMU process that may still be starting.
-async fn connect(run_dir: &Path, process: &Process) -> Result<Qmp, VmmError> {
-    let connected = async {
-        loop {
-            match Qmp::connect(run_dir).await {
-                Err(VmmError::Io { source, .. }) if is_not_yet(&source) => sleep(START_POLL).await,
-                done => return done,
-            }
-        }
-    };
-    tokio::select! {
-        connected = timeout(limits::VMM_START_TIMEOUT, connected) => {
-            connected.unwrap_or_else(|_| Err(VmmError::TimedOut("start of qemu".to_owned())))
-        }
-        _ = process.ended() => {
-            Err(VmmError::Gone(format!("qemu did not start: {}", process::last_words(run_dir))))
-        }
+/// What a machine may take of the host.
+fn share(machine: &command::Machine<'_>) -> Share {
+    let own_mib = limits::VMM_OVERHEAD_MIB
+        + match machine.accel {
+            Accel::Kvm => 0,
+            Accel::Tcg => limits::VMM_TRANSLATION_MIB,
+        };
+    Share {
+        memory_bytes: (u64::from(machine.memory_mib) + own_mib) << 20,
+        vcpus: machine.vcpus,
+        threads: machine.vcpus + limits::VMM_THREADS,
     }
 }
 
-fn is_not_yet(error: &std::io::Error) -> bool {
-    matches!(
-        error.kind(),
-        std::io::ErrorKind::NotFound | std::io::ErrorKind::ConnectionRefused
-    )
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> std::io::Result<T> + Send + 'static,
+) -> Result<T, VmmError> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.unwrap_or_else(|error| Err(error.into()))
+        .map_err(VmmError::io("prepare files of the machine"))
+}
+
+/// Connects to a QEMU process that may still be starting: its socket is there before it is, and it answers when it is up.
+async fn connect(run_dir: &Path, process: &Process) -> Result<Qmp, VmmError> {
+    let late = || VmmError::TimedOut("start of qemu".to_owned());
+    tokio::select! {
+        connected = timeout(limits::VMM_START_TIMEOUT, Qmp::connect(run_dir)) => {
+            let connected = connected.unwrap_or_else(|_| Err(late()));
+            // A socket that is closed may be the first that is seen of QEMU's end.
+            match connected {
+                Err(error) => match timeout(LAST_WORDS_TIMEOUT, process.ended()).await {
+                    Ok(_) => Err(not_started(run_dir)),
+                    Err(_) => Err(error),
+                },
+                connected => connected,
+            }
+        }
+        _ = process.ended() => Err(not_started(run_dir)),
+    }
+}
+
+fn not_started(run_dir: &Path) -> VmmError {
+    VmmError::Gone(format!(
+        "qemu did not start: {}",
+        process::last_words(run_dir)
+    ))
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -6,12 +6,15 @@
 
 use super::{VmmError, cut};
 use dormouse_core::limits::{QMP_LINE_BYTES_MAX, VMM_COMMAND_TIMEOUT};
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use std::collections::HashMap;
-use std::os::fd::{AsFd, AsRawFd};
+use std::io::IoSlice;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Interest};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -42,6 +45,8 @@ pub(super) struct Seen {
 struct Command {
     name: &'static str,
     arguments: Value,
+    /// Goes along with the command.
+    file: Option<OwnedFd>,
     answer: oneshot::Sender<Result<Value, String>>,
 }
 
@@ -103,12 +108,45 @@ impl Qmp {
         name: &'static str,
         arguments: Value,
     ) -> Result<Value, VmmError> {
+        self.send(name, arguments, None).await
+    }
+
+    /// Runs a command on a file that QEMU cannot open itself. `arguments` is told the path that stands for it.
+    pub(super) async fn execute_on(
+        &self,
+        name: &'static str,
+        file: OwnedFd,
+        arguments: impl FnOnce(&str) -> Value,
+    ) -> Result<Value, VmmError> {
+        let added = self.send("add-fd", json!({}), Some(file)).await?;
+        let set = added.get("fdset-id").and_then(Value::as_u64);
+        let set = set.ok_or_else(|| VmmError::Refused {
+            command: "add-fd".to_owned(),
+            message: "the answer names no set".to_owned(),
+        })?;
+        let done = self
+            .send(name, arguments(&format!("/dev/fdset/{set}")), None)
+            .await;
+        // What has opened it holds it on its own.
+        let removed = self.send("remove-fd", json!({"fdset-id": set}), None).await;
+        let done = done?;
+        removed?;
+        Ok(done)
+    }
+
+    async fn send(
+        &self,
+        name: &'static str,
+        arguments: Value,
+        file: Option<OwnedFd>,
+    ) -> Result<Value, VmmError> {
         let (answer, answered) = oneshot::channel();
         let exchange = async {
             self.commands
                 .send(Command {
                     name,
                     arguments,
+                    file,
                     answer,
                 })
                 .await
@@ -134,16 +172,49 @@ fn gone() -> VmmError {
     VmmError::Gone("qemu closed its control socket".to_owned())
 }
 
+/// Makes the socket in `run_dir` that QEMU will answer on. It is made here so that QEMU need not write to any folder.
+pub(super) fn listen(run_dir: &Path) -> std::io::Result<OwnedFd> {
+    match std::fs::remove_file(run_dir.join(SOCKET)) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let dir = folder(run_dir)?;
+    let path = format!("/proc/self/fd/{}/{SOCKET}", dir.as_raw_fd());
+    Ok(std::os::unix::net::UnixListener::bind(path)?.into())
+}
+
 /// Connects by way of the folder's descriptor: a socket's path is limited to 108 bytes, a folder's not.
 async fn open(run_dir: &Path) -> std::io::Result<UnixStream> {
+    let dir = folder(run_dir)?;
+    UnixStream::connect(format!("/proc/self/fd/{}/{SOCKET}", dir.as_raw_fd())).await
+}
+
+fn folder(path: &Path) -> rustix::io::Result<OwnedFd> {
     use rustix::fs::{Mode, OFlags};
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let dir = rustix::fs::open(run_dir, flags, Mode::empty())?;
-    UnixStream::connect(format!(
-        "/proc/self/fd/{}/{SOCKET}",
-        dir.as_fd().as_raw_fd()
-    ))
-    .await
+    rustix::fs::open(path, flags, Mode::empty())
+}
+
+/// Sends a line, and with its first byte a descriptor.
+async fn write_line(
+    writer: &mut OwnedWriteHalf,
+    line: &str,
+    file: Option<OwnedFd>,
+) -> std::io::Result<()> {
+    let mut bytes = line.as_bytes();
+    if let Some(file) = file {
+        let stream = writer.as_ref();
+        let sent = stream.async_io(Interest::WRITABLE, || {
+            let files = [file.as_fd()];
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+            let mut along = SendAncillaryBuffer::new(&mut space);
+            along.push(SendAncillaryMessage::ScmRights(&files));
+            let flags = SendFlags::NOSIGNAL;
+            Ok(sendmsg(stream, &[IoSlice::new(bytes)], &mut along, flags)?)
+        });
+        bytes = &bytes[sent.await?..];
+    }
+    writer.write_all(bytes).await
 }
 
 /// Carries commands out and answers back until either side is done.
@@ -169,10 +240,10 @@ async fn serve(
         loop {
             tokio::select! {
                 command = queue.recv(), if owed.len() < QUEUE => {
-                    let Some(Command { name, arguments, answer }) = command else { return };
+                    let Some(Command { name, arguments, file, answer }) = command else { return };
                     next_id += 1;
                     let line = json!({"execute": name, "arguments": arguments, "id": next_id});
-                    if writer.write_all(format!("{line}\n").as_bytes()).await.is_err() {
+                    if write_line(&mut writer, &format!("{line}\n"), file).await.is_err() {
                         return;
                     }
                     owed.insert(next_id, answer);

@@ -320,3 +320,35 @@ fn restart_takes_over_many_microvms_in_all_states() {
         }
     });
 }
+
+#[test]
+fn restart_takes_over_five_hundred_that_sleep_and_fifty_that_run() {
+    const ASLEEP: usize = 500;
+    const AWAKE: usize = 50;
+    let lab = Lab::new();
+    let vms = lab.day(async |daemon| {
+        let mut vms = Vec::new();
+        for _ in 0..ASLEEP {
+            vms.push(daemon.suspended(daemon.record(), 1).await);
+        }
+        for _ in 0..AWAKE {
+            let vm = daemon.running(daemon.record()).await;
+            daemon.count_to(&vm, 1).await;
+            vms.push(vm);
+        }
+        vms
+    });
+    let began = std::time::Instant::now();
+    lab.day(async |daemon| {
+        daemon.at_rest().await;
+        println!("taken over in {} ms", began.elapsed().as_millis());
+        daemon.assert_at_rest().await;
+        // Those that run answer as they are, those that sleep when they are asked; one in ten will do.
+        for vm in vms[ASLEEP..].iter().chain(vms[..ASLEEP].iter().step_by(10)) {
+            assert_eq!(daemon.count(vm).await, 1);
+        }
+        for vm in &vms {
+            assert_eq!(daemon.journal.count(vm, State::Terminated), 0);
+        }
+    });
+}

@@ -4,6 +4,7 @@ use crate::lab::{Lab, Unanswered};
 use crate::stage::Point;
 use dormouse_core::microvm::{Event, IdlePolicy, Record, State};
 use dormouse_core::{BuildId, limits};
+use dormouse_node::checksum::Checksums;
 use dormouse_node::node::OpenError;
 use dormouse_node::snapshot::Manifest;
 use dormouse_node::vmm::fake::Failure;
@@ -287,6 +288,32 @@ fn image_without_a_whole_snapshot_does_not_launch() {
             .await;
         let vm = daemon.until(&vm, State::Terminated).await;
         assert!(reason(&vm).contains("manifest"), "{vm:?}");
+        daemon.assert_at_rest().await;
+    });
+}
+
+#[test]
+fn damaged_golden_snapshot_is_neither_launched_nor_woken() {
+    let lab = Lab::new();
+    lab.day(async |daemon| {
+        let build = daemon.layout.build(&daemon.build);
+        let manifest = Manifest {
+            checksums: Some(Checksums::of(&build).unwrap()),
+            ..daemon.manifest()
+        };
+        manifest.save(&build).await.unwrap();
+        let sleeper = daemon.suspended(daemon.record(), 1).await;
+        // The host restarts, and its disk is not what it was.
+        std::fs::remove_file(build.verified()).unwrap();
+        let good = std::fs::read(build.state()).unwrap();
+        std::fs::write(build.state(), b"something else").unwrap();
+        let vm = daemon.launch(daemon.record()).await;
+        let vm = daemon.until(&vm, State::Terminated).await;
+        assert!(reason(&vm).contains("device state is damaged"), "{vm:?}");
+        let failed = daemon.knock(&sleeper).await;
+        assert!(matches!(failed, Err(OpenError::WakeFailed)), "{failed:?}");
+        std::fs::write(build.state(), good).unwrap();
+        assert_eq!(daemon.count(&sleeper).await, 1, "nothing was lost");
         daemon.assert_at_rest().await;
     });
 }

@@ -168,6 +168,7 @@ impl Lab {
             vcpus: 1,
             agent_generation: guest::GENERATION,
             working_set_pages: None,
+            checksums: None,
         }
     }
 

@@ -206,12 +206,15 @@ pub(crate) struct Guest {
     netns: String,
     stop: Arc<AtomicBool>,
     wire: Option<JoinHandle<()>>,
+    /// The slot's end of the wire.
+    tap: Arc<OwnedFd>,
 }
 
 impl Guest {
     pub(crate) async fn attach(lab: &Lab, slot: &Slot, number: u8) -> Self {
         let netns = format!("guest-{}-{number}", lab.owner());
-        let slot_tap = slot.open_tap().await.unwrap();
+        let tap = Arc::new(slot.open_tap().await.unwrap());
+        let slot_tap = tap.clone();
         run("ip", &["netns", "add", &netns]);
         let guest_tap = in_netns(&netns, open_tap);
         let stop = Arc::new(AtomicBool::new(false));
@@ -225,6 +228,7 @@ impl Guest {
             netns,
             stop,
             wire: Some(wire),
+            tap,
         };
         guest.ip("link set lo up");
         guest.ip(&format!("link set tap0 address {} up", guest::GUEST_MAC));
@@ -232,6 +236,13 @@ impl Guest {
         guest.ip(&format!("addr add {}/{prefix} dev tap0", guest::GUEST_ADDR));
         guest.ip(&format!("route add default via {}", guest::HOST_ADDR));
         guest
+    }
+
+    /// Sends a frame that the guest's kernel has never seen, as a machine that does without one can.
+    pub(crate) fn send_raw(&self, frame: &[u8]) {
+        const VIRTIO_HEADER: [u8; 10] = [0; 10];
+        let frame = [&VIRTIO_HEADER, frame].concat();
+        rustix::io::write(&*self.tap, &frame).unwrap();
     }
 
     pub(crate) fn netns(&self) -> &str {
@@ -257,6 +268,18 @@ impl Drop for Guest {
             .args(["netns", "del", &self.netns])
             .output();
     }
+}
+
+/// How many packets a slot has counted under this name.
+pub(crate) fn counted(slot: &Slot, name: &str) -> u64 {
+    let netns = slot.name().to_owned();
+    let listed = in_netns(&netns, || {
+        let output = Command::new("nft").args(["list", "counters"]).output();
+        String::from_utf8(output.unwrap().stdout).unwrap()
+    });
+    let after = listed.split(&format!("counter {name} {{")).nth(1).unwrap();
+    let packets = after.split_whitespace().nth(1).unwrap();
+    packets.parse().unwrap()
 }
 
 /// Carries the frames that are waiting, either way, virtio headers and all.

@@ -124,6 +124,7 @@ impl Lab {
             memory_mib: MEMORY_MIB,
             vcpus: 2,
             golden_memory: golden.memory.clone(),
+            golden_disk: golden.disk.clone(),
             state,
             egress: Egress::internet(),
         }

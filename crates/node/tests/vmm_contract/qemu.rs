@@ -3,6 +3,7 @@
 use crate::contract;
 use crate::lab::Lab;
 use dormouse_core::guest::ProcessSpec;
+use dormouse_node::host::jail::Jailer;
 use dormouse_node::host::slot::{SlotConfig, SlotPool};
 use dormouse_node::vmm::initramfs;
 use dormouse_node::vmm::probe;
@@ -11,8 +12,6 @@ use rustix::process::{Pid, Signal, kill_process};
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-
-const PROGRAM: &str = "/usr/bin/qemu-system-x86_64";
 
 /// Counts in memory and on disk, and ticks.
 const APP: &str = r#"
@@ -72,6 +71,11 @@ fn pack_initramfs(assets: &Path, dir: &Path) -> PathBuf {
     path
 }
 
+fn jailer(assets: &Path, dir: &Path) -> Jailer {
+    let program = Path::new("qemu-system-x86_64");
+    Jailer::install(&assets.join("dormouse-jail"), program, &dir.join("jail")).unwrap()
+}
+
 fn kill_from_outside(_: &Lab, machine: &dyn dormouse_node::vmm::Instance, _: &Path) {
     let pid = Pid::from_raw(machine.pid().unwrap() as i32).unwrap();
     kill_process(pid, Signal::KILL).unwrap();
@@ -88,7 +92,11 @@ async fn with_lab(owner: &str, work: impl AsyncFnOnce(&Lab, &Qemu)) {
     .await
     .unwrap();
     slots.release_orphans(&HashSet::new()).await.unwrap();
-    let qemu = Arc::new(Qemu::new(PROGRAM.into(), accel(), slots.clone()));
+    let qemu = Arc::new(Qemu::new(
+        jailer(&assets, dir.path()),
+        accel(),
+        slots.clone(),
+    ));
     let lab = Lab {
         vmm: qemu.clone(),
         kernel: assets.join("vmlinuz"),
@@ -162,7 +170,7 @@ async fn qemu_probe_finds_what_runs() {
     let dir = tempfile::tempdir().unwrap();
     let initramfs = pack_initramfs(&assets, dir.path());
     let probe = probe::accel(
-        Path::new(PROGRAM),
+        &jailer(&assets, dir.path()),
         &assets.join("vmlinuz"),
         &initramfs,
         dir.path(),

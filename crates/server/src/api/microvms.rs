@@ -5,6 +5,7 @@ use super::listing::{self, Wanted};
 use super::{builds, contended, images, internal, network, store_failed, versions, written_again};
 use crate::admission::OverQuota;
 use crate::app::App;
+use crate::headroom::Shortage;
 use dormouse_api::types::{
     Empty, EpochSeconds, IdlePolicy, ListMicrovmsRequest, ListMicrovmsResponse, Microvm,
     MicrovmItem, MicrovmRequest, MicrovmState, RunMicrovmRequest,
@@ -13,7 +14,9 @@ use dormouse_api::{ApiError, checks};
 use dormouse_core::hook::{Hook, RunHookPayload};
 use dormouse_core::image::{Version, VersionState, canonical_version, life};
 use dormouse_core::microvm::{self, Denied, Event, Record, State};
-use dormouse_core::{AccountId, BuildId, EndpointId, ImageArn, MicrovmId, Timestamp, limits};
+use dormouse_core::{
+    AccountId, BuildId, EndpointId, ImageArn, MicrovmId, Timestamp, chain, limits,
+};
 use dormouse_node::clock;
 use dormouse_node::driver::CommandError;
 use dormouse_store::{Batch, Versioned};
@@ -45,6 +48,7 @@ pub(super) async fn run(
             return Err(ApiError::run_hook_disabled());
         }
         let record = new_record(app, account, &request, id.clone(), &version).await?;
+        app.headroom.check().await.map_err(no_room)?;
         let (memory_mib, most) = (version.spec.memory_mib, app.config.quotas.memory_mib);
         let claimed = entry.claim(memory_mib.into(), most);
         claimed.map_err(|OverQuota| ApiError::memory_quota())?;
@@ -56,6 +60,15 @@ pub(super) async fn run(
         }
     }
     Err(contended())
+}
+
+/// The caller learns that there is no room now; why is the operator's business.
+fn no_room(shortage: Shortage) -> ApiError {
+    tracing::warn!(
+        reason = chain(&shortage),
+        "launch refused for lack of room on the host"
+    );
+    ApiError::insufficient_capacity()
 }
 
 async fn new_record(

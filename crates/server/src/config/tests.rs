@@ -88,6 +88,8 @@ fn every_key_has_its_place() {
         in_flight = 4
         requests_per_second = "aws"
         bandwidth_mb_per_second = "off"
+        [capacity]
+        disk_free_min_bytes = 10737418240
         [log]
         format = "json"
         access = false
@@ -102,6 +104,8 @@ fn every_key_has_its_place() {
     assert_eq!(config.dns.as_ref().unwrap().addresses.len(), 2);
     assert_eq!(config.tls.domains.len(), 1);
     assert_eq!(config.token_rotation.as_secs(), 7 * 86_400);
+    assert_eq!(config.capacity.disk_free_min_bytes, 10 << 30);
+    assert_eq!(config.capacity.memory_free_min_bytes, 256 << 20);
     let quotas = &config.quotas;
     assert_eq!((quotas.images, quotas.versions_per_image), (100, 50));
     assert_eq!((quotas.concurrent_builds, quotas.memory_mib), (5, 409_600));

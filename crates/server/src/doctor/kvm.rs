@@ -5,6 +5,7 @@ use crate::assets::Assets;
 use crate::config::{self, Config};
 use crate::serve::QEMU;
 use dormouse_node::boot::BootFiles;
+use dormouse_node::host::jail::Jailer;
 use dormouse_node::layout::Layout;
 use dormouse_node::vmm::probe::{self, Probe};
 use dormouse_node::vmm::qemu::Accel;
@@ -63,20 +64,15 @@ async fn boot_probe(assets: Assets) -> io::Result<Probe> {
         let folder = tempfile::tempdir()?;
         let layout = Layout::new(folder.path());
         layout.create()?;
+        let jailer = Jailer::install(&assets.jail(), Path::new(QEMU), &layout.jail())?;
         let boot = BootFiles::install(
             &layout,
             &assets.kernel(),
             &assets.agent(),
             &assets.modules(),
         )?;
-        io::Result::Ok((folder, boot))
+        io::Result::Ok((folder, boot, jailer))
     });
-    let (folder, boot) = made.await.map_err(io::Error::other)??;
-    Ok(probe::accel(
-        Path::new(QEMU),
-        &boot.kernel,
-        &boot.initramfs,
-        folder.path(),
-    )
-    .await)
+    let (folder, boot, jailer) = made.await.map_err(io::Error::other)??;
+    Ok(probe::accel(&jailer, &boot.kernel, &boot.initramfs, folder.path()).await)
 }

@@ -3,10 +3,11 @@
 //! Boot and restore describe the same machine, or its device state would not fit. They differ in what
 //! stands behind the memory and in whether there is a kernel: a restored guest has it in its memory.
 
-use crate::vmm::{AttachedDisk, qmp};
+use crate::vmm::AttachedDisk;
 use dormouse_core::limits;
 use serde_json::json;
 use std::ffi::OsString;
+use std::os::fd::RawFd;
 use std::path::Path;
 
 /// How the guest's instructions are carried out.
@@ -59,10 +60,14 @@ pub(super) struct Machine<'a> {
     pub(super) vcpus: u32,
     pub(super) memory: Memory<'a>,
     pub(super) disk: Option<&'a Path>,
+    /// The disk that it lies over, whatever its own header says; none to go by that.
+    pub(super) backing: Option<&'a Path>,
     /// Disks besides that one.
     pub(super) more_disks: &'a [AttachedDisk],
     pub(super) network: bool,
     pub(super) start: Start<'a>,
+    /// Descriptor of the socket that QEMU answers on.
+    pub(super) control: RawFd,
 }
 
 /// The kernel's command line. Software emulation has no timer that a loaded host serves reliably enough
@@ -80,7 +85,7 @@ impl Machine<'_> {
     /// The arguments. Paths must be absolute: QEMU runs in the machine's folder.
     pub(super) fn arguments(&self) -> Vec<OsString> {
         let mut args = Arguments::default();
-        args.pair("-M", "microvm,memory-backend=mem,pit=off,pic=off,rtc=on,isa-serial=on,dump-guest-core=off,suppress-vmdesc=on");
+        args.pair("-M", "microvm,memory-backend=mem,pit=off,pic=off,rtc=on,isa-serial=on,dump-guest-core=off,mem-merge=off,suppress-vmdesc=on");
         match self.accel {
             Accel::Kvm => args.pair("-accel", "kvm").pair("-cpu", "host"),
             Accel::Tcg => args
@@ -108,7 +113,12 @@ impl Machine<'_> {
             format!("ringbuf,id={CONSOLE},size={}", limits::CONSOLE_BYTES),
         )
         .pair("-serial", format!("chardev:{CONSOLE}"));
-        args.pair("-qmp", format!("unix:{},server=on,wait=off", qmp::SOCKET));
+        let control = self.control;
+        args.pair(
+            "-chardev",
+            format!("socket,id=control,fd={control},server=on,wait=off"),
+        )
+        .pair("-mon", "chardev=control,mode=control");
         self.devices(&mut args);
         match self.start {
             Start::Kernel {
@@ -146,10 +156,16 @@ impl Machine<'_> {
 
     fn devices(&self, args: &mut Arguments) {
         if let Some(disk) = self.disk {
-            let node = json!({
+            let mut node = json!({
                 "driver": "qcow2", "node-name": DISK_NODE, "discard": "unmap", "detect-zeroes": "unmap",
                 "file": {"driver": "file", "filename": disk, "aio": "threads", "discard": "unmap"},
             });
+            if let Some(backing) = self.backing {
+                node["backing"] = json!({
+                    "driver": "qcow2", "read-only": true,
+                    "file": {"driver": "file", "filename": backing, "aio": "threads"},
+                });
+            }
             args.pair("-blockdev", node.to_string());
             // A full host disk stops a machine that somebody will miss, rather than failing its writes. One
             // that keeps nothing had better fail at once.
@@ -217,9 +233,11 @@ mod tests {
             vcpus: 2,
             memory,
             disk: Some(Path::new("/data/a,b.qcow2")),
+            backing: None,
             more_disks: &[],
             network: true,
             start,
+            control: 9,
         };
         machine
             .arguments()

@@ -6,6 +6,7 @@ use super::pages::GuestMemory;
 use super::process::{self, Process};
 use super::record::MachineRecord;
 use crate::disk;
+use crate::host::jail;
 use crate::host::slot::Slot;
 use crate::vmm::qmp::{Qmp, Seen};
 use crate::vmm::{DeltaFiles, DeltaStats, ExitReason, Instance, Stream, VmmError};
@@ -13,7 +14,9 @@ use async_trait::async_trait;
 use dormouse_core::guest::AGENT_PORT;
 use dormouse_core::limits;
 use serde_json::{Value, json};
+use std::fs::File;
 use std::ops::Range;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -32,6 +35,7 @@ pub(super) struct Machine {
     run_dir: PathBuf,
     process: Arc<Process>,
     qmp: Qmp,
+    cpus: Arc<Cpus>,
     slot: Slot,
     /// As it stands in the machine's folder.
     record: Mutex<MachineRecord>,
@@ -51,11 +55,20 @@ impl Machine {
     ) -> Arc<Self> {
         let process = Arc::new(process);
         let (told, exit) = watch::channel(None);
-        let watch = watch_exit(run_dir.to_owned(), process.clone(), qmp.seen(), told);
+        let cpus = Arc::new(Cpus::new(qmp.clone()));
+        let seen = qmp.seen();
+        let watch = watch_machine(
+            run_dir.to_owned(),
+            process.clone(),
+            seen,
+            cpus.clone(),
+            told,
+        );
         Arc::new(Self {
             run_dir: run_dir.to_owned(),
             process,
             qmp,
+            cpus,
             slot,
             record: Mutex::new(record),
             exit,
@@ -78,8 +91,11 @@ impl Machine {
         }
         // Nothing may write to a disk before its snapshot is loaded whole, so a failure must not end QEMU
         // in its own way.
-        let arguments = json!({"uri": file_uri(state)?, "exit-on-error": false});
-        self.qmp.execute("migrate-incoming", arguments).await?;
+        let file = File::open(state).map_err(VmmError::io("open device state"))?;
+        let arguments = |path: &str| json!({"uri": format!("file:{path}"), "exit-on-error": false});
+        self.qmp
+            .execute_on("migrate-incoming", file.into(), arguments)
+            .await?;
         self.migrated("migrate-incoming").await
     }
 
@@ -156,6 +172,7 @@ impl Machine {
 
     async fn end(&self) -> Result<(), VmmError> {
         self.process.kill().await?;
+        self.with_record(|record| record.take_back())?;
         MachineRecord::remove(&self.run_dir)?;
         Ok(self.slot.release().await?)
     }
@@ -168,19 +185,21 @@ impl Instance for Arc<Machine> {
     }
 
     async fn resume(&self) -> Result<(), VmmError> {
-        self.qmp.execute("cont", json!({})).await.map(drop)
+        self.cpus.run().await
     }
 
     async fn pause(&self) -> Result<(), VmmError> {
-        self.qmp.execute("stop", json!({})).await.map(drop)
+        self.cpus.stop().await
     }
 
     async fn snapshot_golden(&self, state: &Path) -> Result<(), VmmError> {
         self.pause().await?;
         self.ignore_shared_memory().await?;
+        let file = create(state)?;
         let written = async {
+            let arguments = |path: &str| json!({"uri": format!("file:{path}")});
             self.qmp
-                .execute("migrate", json!({"uri": file_uri(state)?}))
+                .execute_on("migrate", file.into(), arguments)
                 .await?;
             self.migrated("migrate").await
         };
@@ -189,8 +208,12 @@ impl Instance for Arc<Machine> {
 
     async fn snapshot_delta(&self, files: &DeltaFiles) -> Result<DeltaStats, VmmError> {
         self.pause().await?;
-        let arguments = json!({"filename": utf8(&files.state)?, "live": false});
-        let written = self.qmp.execute("xen-save-devices-state", arguments).await;
+        let file = create(&files.state)?;
+        let arguments = |path: &str| json!({"filename": path, "live": false});
+        let written = self
+            .qmp
+            .execute_on("xen-save-devices-state", file.into(), arguments)
+            .await;
         explain_full_disk(written, &files.state).await?;
         let files = files.clone();
         self.with_memory(move |memory, cancelled| delta::save(memory, &files, cancelled))
@@ -209,6 +232,7 @@ impl Instance for Arc<Machine> {
     async fn switch_disk(&self, overlay: &Path) -> Result<(), VmmError> {
         let (disk, node) = self.with_record(|record| (record.disk.clone(), record.disk_node));
         disk::create_overlay(&disk, overlay).await?;
+        jail::lend(overlay, self.slot.uid()).map_err(VmmError::io("lend disk"))?;
         let arguments = json!({
             "node-name": node_name(node),
             "snapshot-file": utf8(overlay)?,
@@ -220,10 +244,12 @@ impl Instance for Arc<Machine> {
             .execute("blockdev-snapshot-sync", arguments)
             .await?;
         self.with_record(|record| {
+            record.lent.push(overlay.to_owned());
             record.disk = overlay.to_owned();
             record.disk_node = node + 1;
             record.save(&self.run_dir)
-        })
+        })?;
+        jail::take_back(&disk).map_err(VmmError::io("take disk back"))
     }
 
     async fn connect(&self) -> Result<Box<dyn Stream>, VmmError> {
@@ -251,6 +277,53 @@ impl Instance for Arc<Machine> {
     }
 }
 
+/// Whether the machine's CPUs are to run. Several want a say: they take turns, so that what is stopped for a snapshot
+/// stays so.
+#[derive(Debug)]
+struct Cpus {
+    qmp: Qmp,
+    are_to_run: tokio::sync::Mutex<bool>,
+}
+
+impl Cpus {
+    fn new(qmp: Qmp) -> Self {
+        Self {
+            qmp,
+            are_to_run: tokio::sync::Mutex::default(),
+        }
+    }
+
+    async fn run(&self) -> Result<(), VmmError> {
+        let mut are_to_run = self.are_to_run.lock().await;
+        *are_to_run = true;
+        self.qmp.execute("cont", json!({})).await.map(drop)
+    }
+
+    async fn stop(&self) -> Result<(), VmmError> {
+        let mut are_to_run = self.are_to_run.lock().await;
+        *are_to_run = false;
+        self.qmp.execute("stop", json!({})).await.map(drop)
+    }
+
+    /// Continues a machine that stopped by itself, where its disk has room again.
+    async fn go_on_if_room(&self, run_dir: &Path) {
+        let free = disk::free_bytes(run_dir).await.unwrap_or_default();
+        let are_to_run = self.are_to_run.lock().await;
+        if !*are_to_run || free < limits::DISK_FULL_BYTES {
+            return;
+        }
+        match self.qmp.execute("cont", json!({})).await {
+            Ok(_) => {
+                tracing::info!(run_dir = %run_dir.display(), "host disk has room: machine goes on")
+            }
+            // One that has ended is somebody else's to report.
+            Err(error) => {
+                tracing::debug!(run_dir = %run_dir.display(), %error, "machine not continued")
+            }
+        }
+    }
+}
+
 /// Takes what the guest has printed to its console since the last call: the end of it.
 pub(super) async fn read_console(qmp: &Qmp) -> Result<String, VmmError> {
     let arguments = json!({"device": CONSOLE, "size": limits::CONSOLE_BYTES});
@@ -263,22 +336,27 @@ pub(super) fn node_name(number: u32) -> String {
     format!("disk{number}")
 }
 
-/// Tells how the process ended, and warns when its disk is full.
-async fn watch_exit(
+/// Tells how the process ended. A machine that stopped because the host's disk was full runs on when there is room.
+async fn watch_machine(
     run_dir: PathBuf,
     process: Arc<Process>,
     mut seen: watch::Receiver<Seen>,
+    cpus: Arc<Cpus>,
     told: watch::Sender<Option<ExitReason>>,
 ) {
-    let mut open = true;
+    let (mut open, mut full) = (true, false);
     let status = loop {
         tokio::select! {
             status = process.ended() => break status,
             changed = seen.changed(), if open => {
                 open = changed.is_ok();
-                if seen.borrow_and_update().disk_full {
+                let was_full = std::mem::replace(&mut full, seen.borrow_and_update().disk_full);
+                if full && !was_full {
                     tracing::error!(run_dir = %run_dir.display(), "host disk is full: machine stopped");
                 }
+            }
+            () = sleep(limits::DISK_FULL_POLL), if full => {
+                cpus.go_on_if_room(&run_dir).await;
             }
         }
     };
@@ -321,12 +399,15 @@ async fn explain_full_disk<T>(result: Result<T, VmmError>, file: &Path) -> Resul
     }
 }
 
-/// A file as QEMU's migration names it. It takes commas for the start of options.
-fn file_uri(path: &Path) -> Result<String, VmmError> {
-    match utf8(path)? {
-        path if path.contains(',') => Err(bad_path("a comma in the path of a device state")),
-        path => Ok(format!("file:{path}")),
-    }
+/// Makes the file of a device state; QEMU is given it open.
+fn create(state: &Path) -> Result<File, VmmError> {
+    let file = File::options()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(state);
+    file.map_err(VmmError::io("create device state"))
 }
 
 fn utf8(path: &Path) -> Result<&str, VmmError> {

@@ -3,14 +3,18 @@
 use super::command::{Accel, Machine, Memory, Start, kernel_append};
 use super::process::{self, Process};
 use super::{clock, connect, machine};
+use crate::host::jail::{self, Cell, Jailer};
 use crate::vmm::VmmError;
-use crate::vmm::qmp::Qmp;
+use crate::vmm::qmp::{self, Qmp};
 use dormouse_core::limits;
+use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::time::{Duration, Instant};
 use tokio::time::{sleep, timeout};
 
 const MEMORY_MIB: u32 = 256;
+/// It has no slot: its user is the one after those.
+const PROBE_UID: u32 = limits::JAIL_FIRST_UID + limits::SLOTS_MAX as u32;
 const POLL: Duration = Duration::from_millis(20);
 /// What the kernel says when all of it is up.
 const BOOTED: &str = "Run /init as init process";
@@ -20,7 +24,7 @@ const BOOTED: &str = "Run /init as init process";
 /// # Errors
 /// QEMU does not start or ends, or the guest does not boot in time; with its last words.
 pub(in crate::vmm) async fn boot_probe(
-    program: &Path,
+    jailer: &Jailer,
     accel: Accel,
     kernel: &Path,
     initramfs: &Path,
@@ -29,12 +33,14 @@ pub(in crate::vmm) async fn boot_probe(
     let khz = tokio::task::spawn_blocking(clock::tsc_khz).await;
     let khz = khz.map_err(|error| VmmError::io("measure clock")(error.into()))?;
     let append = kernel_append(accel, khz).replace("quiet loglevel=4", "loglevel=7");
+    let control = qmp::listen(scratch).map_err(VmmError::io("make qmp socket"))?;
     let machine = Machine {
         accel,
         memory_mib: MEMORY_MIB,
         vcpus: 1,
         memory: Memory::Anonymous,
         disk: None,
+        backing: None,
         more_disks: &[],
         network: false,
         start: Start::Kernel {
@@ -42,9 +48,18 @@ pub(in crate::vmm) async fn boot_probe(
             initramfs,
             append: &append,
         },
+        control: control.as_raw_fd(),
+    };
+    let shown = [kernel, initramfs].map(jail::read_only);
+    let shown = shown.into_iter().collect::<std::io::Result<_>>();
+    let cell = Cell {
+        uid: PROBE_UID,
+        cgroups: Vec::new(),
+        shown: shown.map_err(VmmError::io("show the probe guest's files"))?,
+        kvm: accel == Accel::Kvm,
     };
     let began = Instant::now();
-    let process = Process::spawn(program, machine.arguments(), scratch, None)?;
+    let process = Process::spawn(jailer, cell, machine.arguments(), scratch, None, control).await?;
     let booted = async {
         let qmp = connect(scratch, &process).await?;
         until_booted(&qmp).await

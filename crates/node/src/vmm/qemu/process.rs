@@ -1,20 +1,25 @@
 //! A QEMU process: started so that it outlives the daemon, and held by a pidfd so that a number that the
 //! kernel gave to somebody else in the meantime is never mistaken for it.
 
+use crate::host::jail::{Cell, Jailer};
 use crate::vmm::{VmmError, cut};
 use dormouse_core::limits;
-use rustix::process::{Pid, PidfdFlags, Signal};
+use rustix::process::{
+    Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, WaitIdStatus, set_child_subreaper, waitid,
+};
 use serde::{Deserialize, Serialize};
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
-use std::process::{ExitStatus, Stdio};
-use tokio::io::Interest;
+use std::process::ExitStatus;
+use std::sync::Arc;
 use tokio::io::unix::AsyncFd;
-use tokio::sync::watch;
+use tokio::io::{AsyncReadExt, Interest};
+use tokio::sync::{oneshot, watch};
 use tokio::time::timeout;
 
 /// File name of QEMU's own messages in a machine's folder.
@@ -32,53 +37,60 @@ pub(super) struct ProcessId {
 #[derive(Debug)]
 pub(super) struct Process {
     pub(super) id: ProcessId,
-    pidfd: AsyncFd<OwnedFd>,
+    pidfd: Arc<AsyncFd<OwnedFd>>,
     /// How it ended, where it is a child of ours.
     status: Option<watch::Receiver<Option<ExitStatus>>>,
 }
 
 impl Process {
-    /// Starts a program in `run_dir`, in a session of its own, with its messages in the log there. It
-    /// inherits nothing but `stdin`.
-    pub(super) fn spawn(
-        program: &Path,
+    /// Starts a program in a jail. Its messages are in the log in `run_dir`. It inherits nothing but `stdin`, a tap, and
+    /// `control`, the socket that it answers on.
+    pub(super) async fn spawn(
+        jailer: &Jailer,
+        cell: Cell,
         arguments: Vec<OsString>,
         run_dir: &Path,
         stdin: Option<OwnedFd>,
+        control: OwnedFd,
     ) -> Result<Self, VmmError> {
         let log = File::options()
             .create(true)
-            .write(true)
-            .truncate(true)
+            .append(true)
             .mode(0o600)
             .open(run_dir.join(LOG))
+            .and_then(|log| log.set_len(0).map(|()| log))
             .map_err(VmmError::io("create qemu log"))?;
-        let log_too = log.try_clone().map_err(VmmError::io("create qemu log"))?;
-        let mut command = tokio::process::Command::new(program);
-        command
-            .args(arguments)
-            .current_dir(run_dir)
-            .env_clear()
-            .stdin(stdin.map_or_else(Stdio::null, Stdio::from))
-            .stdout(log)
-            .stderr(log_too);
-        // SAFETY: setsid is async-signal-safe, and nothing else happens between fork and exec.
-        unsafe {
-            command.pre_exec(|| Ok(rustix::process::setsid().map(drop)?));
+        let command = jailer
+            .command(cell, arguments, stdin, control, log)
+            .map_err(VmmError::io("describe jail"))?;
+        // In a task of its own: a process that its starter gives up on must still be waited for when it ends.
+        let (done, started) = oneshot::channel();
+        tokio::spawn(async move {
+            let _ = done.send(start(command).await);
+        });
+        match started.await {
+            Ok(Ok(Some(pid))) => Self::of_child(pid).map_err(VmmError::io("open pidfd")),
+            Ok(Ok(None)) => Err(VmmError::Gone(last_words(run_dir))),
+            Ok(Err(source)) => Err(VmmError::io("start jail")(source)),
+            Err(_) => Err(VmmError::TimedOut("start of jail".to_owned())),
         }
-        let mut child = command
-            .spawn()
-            .map_err(VmmError::io(format!("start {}", program.display())))?;
-        let pid = child
-            .id()
-            .expect("a child that was not waited for has its pid");
-        let mut process = Self::open(pid).map_err(VmmError::io("open pidfd"))?;
+    }
+
+    /// Takes hold of a process that the jail has left to this one.
+    fn of_child(pid: u32) -> io::Result<Self> {
+        let mut process = Self::open(pid)?;
         let (ended, status) = watch::channel(None);
         process.status = Some(status);
+        let pidfd = process.pidfd.clone();
         // It outlives the machine's handle: a child that ends must be waited for whoever still cares.
         tokio::spawn(async move {
-            let status = child.wait().await;
-            ended.send_replace(status.ok());
+            // Readable once the process has ended.
+            let _ = pidfd.readable().await;
+            let waited = waitid(
+                WaitId::PidFd(pidfd.get_ref().as_fd()),
+                WaitIdOptions::EXITED,
+            );
+            ended.send_replace(waited.ok().flatten().map(|status| exit_status(&status)));
         });
         Ok(process)
     }
@@ -91,32 +103,6 @@ impl Process {
             Err(error) if is_gone(&error) => Ok(None),
             Err(error) => Err(error),
         }
-    }
-
-    /// Finds a process by the folder it runs in: one that was started just before a crash.
-    pub(super) fn find_in(run_dir: &Path, program: &Path) -> io::Result<Option<Self>> {
-        let Some(name) = program.file_name() else {
-            return Ok(None);
-        };
-        let Ok(run_dir) = run_dir.canonicalize() else {
-            return Ok(None);
-        };
-        for entry in std::fs::read_dir("/proc")? {
-            let entry = entry?;
-            let Some(pid) = entry
-                .file_name()
-                .to_str()
-                .and_then(|name| name.parse().ok())
-            else {
-                continue;
-            };
-            let link = |name| std::fs::read_link(entry.path().join(name)).ok();
-            let runs_here = link("cwd").is_some_and(|cwd| cwd == run_dir);
-            if runs_here && link("exe").is_some_and(|exe| exe.file_name() == Some(name)) {
-                return Self::open(pid).map(Some);
-            }
-        }
-        Ok(None)
     }
 
     fn open(pid: u32) -> io::Result<Self> {
@@ -135,7 +121,7 @@ impl Process {
         let pidfd = unsafe { AsyncFd::register_with_interest(pidfd, Interest::READABLE) }?;
         Ok(Self {
             id,
-            pidfd,
+            pidfd: Arc::new(pidfd),
             status: None,
         })
     }
@@ -168,6 +154,31 @@ impl Process {
             .map(drop)
             .map_err(|_| VmmError::TimedOut("end of killed qemu".to_owned()))
     }
+}
+
+/// Runs the jail, which starts its program and ends; answers with the program's process id. None where it could not: the
+/// log says why.
+async fn start(mut command: tokio::process::Command) -> io::Result<Option<u32>> {
+    // The program then has this process for a parent once the jail is gone.
+    set_child_subreaper(Some(rustix::process::getpid()))?;
+    let mut jail = command.spawn()?;
+    drop(command);
+    let mut said = String::new();
+    let run = async {
+        if let Some(stdout) = jail.stdout.take() {
+            // Longer than any process id.
+            stdout.take(64).read_to_string(&mut said).await?;
+        }
+        jail.wait().await
+    };
+    let ended = timeout(limits::JAIL_TIMEOUT, run).await??;
+    Ok(ended.success().then(|| said.trim().parse().ok()).flatten())
+}
+
+/// As the wait status that the standard library reads.
+fn exit_status(status: &WaitIdStatus) -> ExitStatus {
+    let code = status.exit_status().unwrap_or_default() << 8;
+    ExitStatus::from_raw(code | status.terminating_signal().unwrap_or_default())
 }
 
 /// The last words of a QEMU process, for error messages.
@@ -204,26 +215,17 @@ fn is_gone(error: &io::Error) -> bool {
 mod tests {
     use super::*;
 
-    fn sleeper(dir: &Path) -> Process {
-        Process::spawn(Path::new("/bin/sleep"), vec!["60".into()], dir, None).unwrap()
-    }
-
-    /// Until exec is done the child is still a copy of this process.
-    async fn found_in(dir: &Path) -> Process {
-        loop {
-            if let Some(found) = Process::find_in(dir, Path::new("sleep")).unwrap() {
-                return found;
-            }
-            tokio::task::yield_now().await;
-        }
+    fn sleeper() -> Process {
+        let child = std::process::Command::new("sleep").arg("60").spawn();
+        Process::of_child(child.unwrap().id()).unwrap()
     }
 
     #[tokio::test]
     async fn killed_child_leaves_no_zombie() {
-        let dir = tempfile::tempdir().unwrap();
-        let process = sleeper(dir.path());
+        let process = sleeper();
         process.kill().await.unwrap();
         process.kill().await.unwrap();
+        assert_eq!(process.ended().await.unwrap().signal(), Some(9));
         assert!(
             !Path::new(&format!("/proc/{}", process.id.pid))
                 .try_exists()
@@ -233,8 +235,7 @@ mod tests {
 
     #[tokio::test]
     async fn process_is_found_again_by_identity_only() {
-        let dir = tempfile::tempdir().unwrap();
-        let process = sleeper(dir.path());
+        let process = sleeper();
         let found = Process::find(process.id).unwrap().unwrap();
         let other = ProcessId {
             start_ticks: process.id.start_ticks + 1,
@@ -244,41 +245,5 @@ mod tests {
         process.kill().await.unwrap();
         assert!(Process::find(process.id).unwrap().is_none());
         assert!(found.ended().await.is_none());
-    }
-
-    #[tokio::test]
-    async fn process_is_found_by_its_folder() {
-        let dir = tempfile::tempdir().unwrap();
-        let process = sleeper(dir.path());
-        let found = found_in(dir.path()).await;
-        assert_eq!(found.id, process.id);
-        assert!(
-            Process::find_in(dir.path(), Path::new("qemu"))
-                .unwrap()
-                .is_none()
-        );
-        process.kill().await.unwrap();
-        assert!(
-            Process::find_in(dir.path(), Path::new("sleep"))
-                .unwrap()
-                .is_none()
-        );
-    }
-
-    #[tokio::test]
-    async fn child_has_a_session_of_its_own_and_no_descriptors_of_ours() {
-        let dir = tempfile::tempdir().unwrap();
-        let held = tempfile::NamedTempFile::new_in(dir.path()).unwrap();
-        let process = sleeper(dir.path());
-        found_in(dir.path()).await;
-        let pid = Pid::from_raw(process.id.pid as i32).unwrap();
-        assert_eq!(rustix::process::getsid(Some(pid)).unwrap(), pid);
-        let links = std::fs::read_dir(format!("/proc/{}/fd", process.id.pid)).unwrap();
-        let open: Vec<_> = links
-            .map(|fd| std::fs::read_link(fd.unwrap().path()).unwrap())
-            .collect();
-        assert!(!open.iter().any(|path| path == held.path()), "{open:?}");
-        assert!(open.contains(&dir.path().join(LOG)), "{open:?}");
-        process.kill().await.unwrap();
     }
 }

@@ -5,6 +5,7 @@
 //! of the daemon, while a record that named somebody else's slot would do harm.
 
 use super::process::ProcessId;
+use crate::host::jail;
 use crate::vmm::VmmError;
 use dormouse_core::egress::Egress;
 use serde::{Deserialize, Serialize};
@@ -24,6 +25,9 @@ pub(super) struct MachineRecord {
     pub(super) process: Option<ProcessId>,
     /// The golden memory that it maps privately; none where it does not.
     pub(super) golden_memory: Option<PathBuf>,
+    /// Files that it may write to: its user's for as long as it lives.
+    #[serde(default)]
+    pub(super) lent: Vec<PathBuf>,
     /// The disk file that it writes to.
     pub(super) disk: PathBuf,
     /// Number of the block node of that file.
@@ -61,6 +65,13 @@ impl MachineRecord {
             .map_err(VmmError::io("write machine record"))
     }
 
+    /// Takes back what the machine was lent.
+    pub(super) fn take_back(&self) -> Result<(), VmmError> {
+        let mut files = self.lent.iter();
+        let taken = files.try_for_each(|file| jail::take_back(file));
+        taken.map_err(VmmError::io("take files back from the machine"))
+    }
+
     /// Deletes the record. None there is fine.
     pub(super) fn remove(run_dir: &Path) -> Result<(), VmmError> {
         match std::fs::remove_file(run_dir.join(FILE)) {
@@ -91,6 +102,7 @@ mod tests {
                 start_ticks: 34,
             }),
             golden_memory: None,
+            lent: vec![PathBuf::from("/data/disk.qcow2")],
             disk: PathBuf::from("/data/disk.qcow2"),
             disk_node: 2,
             egress: Egress::NONE,

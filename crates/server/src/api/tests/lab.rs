@@ -8,6 +8,7 @@ use crate::builds::Builds;
 use crate::config::{Config, Overrides, S3Source, ServeOverrides};
 use crate::deletions::Deletions;
 use crate::domains::CustomDomains;
+use crate::headroom::Headroom;
 use crate::keys::Keys;
 use crate::objects::Objects;
 use crate::s3;
@@ -187,6 +188,7 @@ impl World {
             deletions: deletions.await?,
             admission,
             traffic,
+            headroom: Headroom::new(&config.data_dir, config.capacity),
             throttle: Throttle::new(config.quotas.calls.clone()),
             domains: Arc::new(domains),
             tokens,

@@ -107,3 +107,20 @@ fn calls_beyond_the_rate_are_throttled() {
         list(ONE).await.ok();
     });
 }
+
+#[test]
+fn a_host_without_room_refuses_launches_and_nothing_else() {
+    for key in ["disk_free_min_bytes", "memory_free_min_bytes"] {
+        let most = i64::MAX;
+        World::new(&format!("[capacity]\n{key} = {most}")).day(async |lab| {
+            lab.built(ONE, "app").await;
+            assert_eq!(
+                lab.run(ONE, "app", json!({})).await.refusal(),
+                "500 InsufficientCapacityException: There is not enough capacity to run the MicroVM. Try again later."
+            );
+            let nobody = lab.run(ONE, "none", json!({})).await.refusal();
+            assert!(!nobody.contains("Capacity"), "{nobody}");
+            lab.updated(ONE, "app").await;
+        });
+    }
+}

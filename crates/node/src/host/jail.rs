@@ -1,0 +1,318 @@
+//! The jail in which a VMM runs: what it is made of, and how one is started.
+//!
+//! `dormouse-jail` puts up the walls; this says what they enclose. A jailed program sees copies of its own files, made
+//! once for each version of it, and those files of the host that its machine needs.
+
+use dormouse_jail::{Shown, Spec};
+use rustix::fs::{Gid, Mode, Uid, chmod, chown};
+use rustix::io::{FdFlags, fcntl_setfd};
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::io::{self, ErrorKind};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Component, Path, PathBuf};
+use std::process::{Command, Stdio};
+
+/// What QEMU loads at run time besides its libraries.
+const ROM_FOLDERS: [&str; 2] = ["/usr/share/qemu", "/usr/share/seabios"];
+const ROMS: [&str; 5] = [
+    "qboot.rom",
+    "pvh.bin",
+    "linuxboot.bin",
+    "linuxboot_dma.bin",
+    "bios-microvm.bin",
+];
+/// Files in which whoever is shown them may read.
+const READABLE: u32 = 0o644;
+const OWN: u32 = 0o600;
+
+/// Starts one program in jails.
+#[derive(Debug, Clone)]
+pub struct Jailer {
+    jail: PathBuf,
+    program: PathBuf,
+    tree: PathBuf,
+    mount_point: PathBuf,
+}
+
+/// What encloses one machine's VMM.
+#[derive(Debug, Default)]
+pub(crate) struct Cell {
+    /// The user that it runs as.
+    pub(crate) uid: u32,
+    /// The control groups that it joins.
+    pub(crate) cgroups: Vec<PathBuf>,
+    /// What it sees of the host.
+    pub(crate) shown: Vec<Shown>,
+    /// Whether it may use `/dev/kvm`.
+    pub(crate) kvm: bool,
+}
+
+impl Jailer {
+    /// Makes jails for `program`, found by `PATH` unless it has a slash, in the folder `dir`; `jail` is the program that
+    /// builds them. Copies what `program` is made of there unless that was done. Blocks.
+    ///
+    /// # Errors
+    /// The program or one of its files is not there, or cannot be copied.
+    pub fn install(jail: &Path, program: &Path, dir: &Path) -> io::Result<Self> {
+        let program = find_program(program)?;
+        let files = files_of(&program)?;
+        let mount_point = dir.join("root");
+        fs::create_dir_all(&mount_point)?;
+        let tree = dir.join(format!("files-{:016x}", fingerprint(&files)?));
+        if !tree.exists() {
+            let draft = dir.join("files.tmp");
+            remove_tree(&draft)?;
+            for file in &files {
+                copy_into(file, &draft)?;
+            }
+            open_folders(&draft)?;
+            fs::rename(&draft, &tree)?;
+        }
+        Ok(Self {
+            jail: std::path::absolute(jail)?,
+            program,
+            tree,
+            mount_point,
+        })
+    }
+
+    /// A command that starts the program in a jail and prints its process id. It inherits `stdin` and, as the same
+    /// number, `descriptor`; its own messages go to `log`.
+    pub(crate) fn command(
+        &self,
+        cell: Cell,
+        arguments: Vec<OsString>,
+        stdin: Option<OwnedFd>,
+        descriptor: OwnedFd,
+        log: File,
+    ) -> io::Result<tokio::process::Command> {
+        let mut shown = cell.shown;
+        // What lies in a folder that is shown, too, comes after it.
+        shown.sort_by(|a, b| a.path.cmp(&b.path));
+        shown.dedup_by(|later, first| later.path == first.path);
+        let spec = Spec {
+            uid: cell.uid,
+            cgroups: cell.cgroups,
+            tree: self.tree.clone(),
+            mount_point: self.mount_point.clone(),
+            shown,
+            kvm: cell.kvm,
+            descriptors: vec![descriptor.as_raw_fd()],
+            program: self.program.clone(),
+            arguments,
+        };
+        let mut command = tokio::process::Command::new(&self.jail);
+        command
+            .arg(serde_json::to_string(&spec)?)
+            .current_dir("/")
+            .env_clear()
+            .stdin(stdin.map_or_else(Stdio::null, Stdio::from))
+            .stdout(Stdio::piped())
+            .stderr(log);
+        // SAFETY: the call is async-signal-safe, and nothing else happens between fork and exec.
+        unsafe {
+            command.pre_exec(move || Ok(fcntl_setfd(&descriptor, FdFlags::empty())?));
+        }
+        Ok(command)
+    }
+}
+
+/// Lets the user `uid`, and nobody else, write to a file.
+pub(crate) fn lend(path: &Path, uid: u32) -> io::Result<()> {
+    set_owner(path, uid, OWN)
+}
+
+/// Takes a file back from whoever it was lent to; those that it is shown to can read it. Gone already is fine.
+pub(crate) fn take_back(path: &Path) -> io::Result<()> {
+    match set_owner(path, 0, READABLE) {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+        done => done,
+    }
+}
+
+fn set_owner(path: &Path, id: u32, mode: u32) -> io::Result<()> {
+    let before = fs::symlink_metadata(path)?;
+    if !before.is_file() {
+        return Err(io::Error::new(ErrorKind::InvalidInput, "not a file"));
+    }
+    if before.uid() != id || before.gid() != id {
+        chown(path, Some(Uid::from_raw(id)), Some(Gid::from_raw(id)))?;
+    }
+    if before.permissions().mode() & 0o7777 != mode {
+        chmod(path, Mode::from_raw_mode(mode))?;
+    }
+    Ok(())
+}
+
+/// A file that is only read. The folders of the host above it keep out those that it is not shown to.
+pub(crate) fn read_only(path: &Path) -> io::Result<Shown> {
+    let found = fs::metadata(path)?;
+    if found.permissions().mode() & 0o004 == 0 {
+        let mode = found.permissions().mode() | 0o444;
+        fs::set_permissions(path, fs::Permissions::from_mode(mode))?;
+    }
+    Ok(Shown {
+        path: std::path::absolute(path)?,
+        writable: false,
+    })
+}
+
+/// A file or folder whose own permissions say what may be written.
+pub(crate) fn writable(path: &Path) -> io::Result<Shown> {
+    Ok(Shown {
+        path: std::path::absolute(path)?,
+        writable: true,
+    })
+}
+
+fn find_program(program: &Path) -> io::Result<PathBuf> {
+    if program.components().count() > 1 {
+        return program.canonicalize();
+    }
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let found = std::env::split_paths(&path)
+        .map(|dir| dir.join(program))
+        .find(|candidate| candidate.is_file());
+    let missing = || {
+        io::Error::new(
+            ErrorKind::NotFound,
+            format!("no {} in PATH", program.display()),
+        )
+    };
+    found.ok_or_else(missing)?.canonicalize()
+}
+
+/// The program, its libraries, its loader and its ROMs.
+fn files_of(program: &Path) -> io::Result<Vec<PathBuf>> {
+    let listed = Command::new("ldd").arg(program).output()?;
+    if !listed.status.success() {
+        let words = String::from_utf8_lossy(&listed.stderr).into_owned();
+        return Err(io::Error::other(format!(
+            "ldd {}: {words}",
+            program.display()
+        )));
+    }
+    let mut files = vec![program.to_owned()];
+    files.extend(libraries(&String::from_utf8_lossy(&listed.stdout)));
+    for rom in ROMS {
+        let places = ROM_FOLDERS.iter().map(|folder| Path::new(folder).join(rom));
+        files.extend(places.filter(|path| path.is_file()));
+    }
+    Ok(files)
+}
+
+/// Paths in what `ldd` prints: `name => /path (address)` or `/path (address)`.
+fn libraries(listed: &str) -> Vec<PathBuf> {
+    let paths = listed.lines().filter_map(|line| {
+        let path = line.split("=>").last()?.split_whitespace().next()?;
+        path.starts_with('/').then(|| PathBuf::from(path))
+    });
+    paths.collect()
+}
+
+/// Changes when one of the files does.
+fn fingerprint(files: &[PathBuf]) -> io::Result<u64> {
+    let mut hasher = DefaultHasher::new();
+    for file in files {
+        let found = fs::metadata(file)?;
+        (
+            file,
+            found.len(),
+            found.mtime(),
+            found.mtime_nsec(),
+            found.ino(),
+        )
+            .hash(&mut hasher);
+    }
+    Ok(hasher.finish())
+}
+
+/// Copies a file to the path in `tree` that it has on the host, links on the way to it included.
+fn copy_into(file: &Path, tree: &Path) -> io::Result<()> {
+    let top = Component::Normal(
+        file.components()
+            .nth(1)
+            .map(Component::as_os_str)
+            .unwrap_or_default(),
+    );
+    let link = Path::new("/").join(top);
+    if link.is_symlink() {
+        fs::create_dir_all(tree)?;
+        match std::os::unix::fs::symlink(fs::read_link(&link)?, tree.join(top)) {
+            Err(error) if error.kind() != ErrorKind::AlreadyExists => return Err(error),
+            _ => {}
+        }
+    }
+    let (Some(folder), Some(name)) = (file.parent(), file.file_name()) else {
+        return Err(ErrorKind::InvalidInput.into());
+    };
+    let folder = folder.canonicalize()?;
+    let folder = tree.join(folder.strip_prefix("/").unwrap_or(&folder));
+    fs::create_dir_all(&folder)?;
+    let target = folder.join(name);
+    fs::copy(file, &target)?;
+    let mode = fs::metadata(&target)?.permissions().mode() | 0o444;
+    fs::set_permissions(&target, fs::Permissions::from_mode(mode))
+}
+
+/// Lets every user look into the folders of a tree, whatever files this process makes otherwise.
+fn open_folders(folder: &Path) -> io::Result<()> {
+    fs::set_permissions(folder, fs::Permissions::from_mode(0o755))?;
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            open_folders(&entry.path())?;
+        }
+    }
+    Ok(())
+}
+
+fn remove_tree(path: &Path) -> io::Result<()> {
+    match fs::remove_dir_all(path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn libraries_are_read_from_what_ldd_prints() {
+        let listed = "\tlinux-vdso.so.1 (0x00007ffc)\n\
+            \tlibz.so.1 => /lib/x86_64-linux-gnu/libz.so.1 (0x00007f)\n\
+            \t/lib64/ld-linux-x86-64.so.2 (0x00007f)\n";
+        let expected = [
+            "/lib/x86_64-linux-gnu/libz.so.1",
+            "/lib64/ld-linux-x86-64.so.2",
+        ];
+        assert_eq!(libraries(listed), expected.map(PathBuf::from));
+    }
+
+    #[test]
+    fn a_tree_is_copied_once_and_runs_on_its_own() {
+        let dir = tempfile::tempdir().unwrap();
+        let jailer = Jailer::install(Path::new("jail"), Path::new("true"), dir.path()).unwrap();
+        let copy = jailer.tree.join(jailer.program.strip_prefix("/").unwrap());
+        assert!(copy.is_file(), "{copy:?}");
+        let again = Jailer::install(Path::new("jail"), Path::new("true"), dir.path()).unwrap();
+        assert_eq!(again.tree, jailer.tree);
+        let missing = Jailer::install(Path::new("jail"), Path::new("no-such-vmm"), dir.path());
+        assert!(missing.unwrap_err().to_string().contains("no-such-vmm"));
+    }
+
+    #[test]
+    fn only_a_file_changes_hands() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("disk");
+        fs::write(&file, "").unwrap();
+        let link = dir.path().join("link");
+        std::os::unix::fs::symlink(&file, &link).unwrap();
+        assert!(lend(&link, 1).is_err(), "a link could lead anywhere");
+        assert!(take_back(&dir.path().join("gone")).is_ok());
+    }
+}
