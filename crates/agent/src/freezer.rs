@@ -53,8 +53,10 @@ impl FreezeError {
 #[derive(Debug)]
 pub(crate) struct Freezer {
     guest: Arc<Cgroup>,
-    /// Where the agent's threads may run when nothing is frozen; set while they are kept together.
-    turn: Mutex<Option<Scattered>>,
+    turn: Mutex<()>,
+    /// Where the agent's threads may run when nothing is frozen; set while they are kept together. Apart from the turn:
+    /// whoever lets them go again keeps no process from starting.
+    together: Mutex<Option<Scattered>>,
     processes_frozen: AtomicBool,
     disk_frozen: AtomicBool,
 }
@@ -65,6 +67,7 @@ impl Freezer {
         Self {
             guest,
             turn: Mutex::default(),
+            together: Mutex::default(),
             processes_frozen: AtomicBool::new(false),
             disk_frozen: AtomicBool::new(false),
         }
@@ -75,7 +78,7 @@ impl Freezer {
     /// A process that joins a frozen group stops before it has become its program, and whoever starts it
     /// would wait for that on the thread that has to answer the thaw.
     pub(crate) fn start<T>(&self, start: impl FnOnce() -> T) -> Option<T> {
-        let mut turn = match self.turn.try_lock() {
+        let _turn = match self.turn.try_lock() {
             Ok(turn) => turn,
             Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
             Err(TryLockError::WouldBlock) => return None,
@@ -84,15 +87,18 @@ impl Freezer {
             return None;
         }
         // What is started inherits where the agent runs.
-        scatter(&mut turn);
+        self.scatter();
         Some(start())
     }
 
     /// Lets the agent's threads run anywhere again, unless the processes are frozen.
     pub(crate) fn scatter(&self) {
-        let mut turn = self.turn();
-        if !self.is_frozen() {
-            scatter(&mut turn);
+        let mut together = self.together();
+        if self.is_frozen() {
+            return;
+        }
+        if let Some(scattered) = together.take() {
+            scattered.restore().unwrap_or_else(slower);
         }
     }
 
@@ -108,7 +114,7 @@ impl Freezer {
 
     /// Stops every process of the customer and writes to the disk what they left. Frozen is fine.
     pub(crate) fn freeze(&self) -> Result<(), FreezeError> {
-        let mut turn = self.turn();
+        let _turn = self.turn();
         self.processes_frozen.store(true, Ordering::SeqCst);
         let frozen = self
             .guest
@@ -121,8 +127,11 @@ impl Freezer {
                 .set_frozen(false, TIMEOUT)
                 .map_err(FreezeError::step("run the app after a failed freeze"))?;
             self.processes_frozen.store(false, Ordering::SeqCst);
-        } else if turn.is_none() {
-            *turn = affinity::gather().map_err(slower).ok();
+            return frozen;
+        }
+        let mut together = self.together();
+        if together.is_none() {
+            *together = affinity::gather().map_err(slower).ok();
         }
         frozen
     }
@@ -173,14 +182,12 @@ impl Freezer {
     }
 
     /// One at a time: a freeze and a thaw at once would leave neither.
-    fn turn(&self) -> MutexGuard<'_, Option<Scattered>> {
+    fn turn(&self) -> MutexGuard<'_, ()> {
         self.turn.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
 
-fn scatter(together: &mut Option<Scattered>) {
-    if let Some(scattered) = together.take() {
-        scattered.restore().unwrap_or_else(slower);
+    fn together(&self) -> MutexGuard<'_, Option<Scattered>> {
+        self.together.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
