@@ -59,11 +59,12 @@ class Life:
         self.image = image
         self.lock = threading.Lock()
         self.vm = None
-        self.was_killed = False
+        # Whether it was made to end.
+        self.was_ended = False
 
     def begin(self):
         self.vm = self.cloud.launch(self.image, idle=NEVER)
-        self.was_killed = False
+        self.was_ended = False
         self.confirmed = self.attempted = 0
         # What its file may hold: more than one where a write was not answered.
         self.notes = {None}
@@ -94,6 +95,7 @@ class Life:
         self.vm.resume()
 
     def replace(self):
+        self.was_ended = True
         self.vm.terminate()
         self.begin()
 
@@ -108,7 +110,7 @@ class Life:
         record = self.vm.get()
         if record["state"] not in ENDED:
             return False
-        if not self.was_killed:
+        if not self.was_ended:
             raise Lost(f"{self.vm.id} is {record['state']}: {record.get('stateReason')}")
         return True
 
@@ -170,11 +172,11 @@ class Soak:
         """Something went wrong: either it is over, which has to have a cause, or it goes on."""
         try:
             if life.is_over():
-                self.counts["ended by a kill"] += 1
+                self.counts["ended on purpose"] += 1
                 life.begin()
         except Lost as loss:
             self.lose(loss)
-            life.was_killed = True
+            life.was_ended = True
         except UNCERTAIN:
             # No daemon now. It is looked at again.
             time.sleep(0.2)
@@ -207,7 +209,7 @@ class Soak:
             with life.lock:
                 pid = self.daemon.machine_pids().get(life.vm.id)
                 if pid:
-                    life.was_killed = True
+                    life.was_ended = True
                     os.kill(pid, signal.SIGKILL)
 
     def fill_disk(self):
@@ -269,7 +271,7 @@ def mount():
 
 
 def unmount():
-    subprocess.run(["umount", "--quiet", HOME], check=False)
+    subprocess.run(["umount", "--quiet", HOME], check=False, capture_output=True)
     shutil.rmtree(HOME, ignore_errors=True)
     DISK.unlink(missing_ok=True)
 
