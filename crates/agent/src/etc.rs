@@ -85,16 +85,10 @@ fn renamed_hosts(text: &str, hostname: &str) -> String {
     out
 }
 
-/// Reads a file that the app may have made anything of: a pipe must not hold the agent up.
+/// Reads a file that the app may have made anything of.
 fn read_regular(path: &Path, bytes_max: u64) -> Option<String> {
-    let flags = rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK;
-    let file = fs::OpenOptions::new()
-        .read(true)
-        .custom_flags(flags.bits().cast_signed())
-        .open(path)
-        .ok()?;
-    let found = file.metadata().ok()?;
-    if !found.is_file() || found.len() > bytes_max {
+    let (file, found) = open_regular(path, fs::OpenOptions::new().read(true))?;
+    if found.len() > bytes_max {
         return None;
     }
     let mut text = String::new();
@@ -116,14 +110,17 @@ fn rewrite(path: &Path, contents: &[u8]) -> io::Result<()> {
 
 /// A regular file that has no other name, to write to.
 fn open_plain(path: &Path) -> Option<fs::File> {
+    let (file, found) = open_regular(path, fs::OpenOptions::new().write(true))?;
+    (found.nlink() == 1).then_some(file)
+}
+
+/// Opens a regular file, and nothing by way of a link: a pipe must not hold the agent up.
+fn open_regular(path: &Path, options: &mut fs::OpenOptions) -> Option<(fs::File, fs::Metadata)> {
     let flags = rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK;
-    let file = fs::OpenOptions::new()
-        .write(true)
-        .custom_flags(flags.bits().cast_signed())
-        .open(path)
-        .ok()?;
+    let flags = flags.bits().cast_signed();
+    let file = options.custom_flags(flags).open(path).ok()?;
     let found = file.metadata().ok()?;
-    (found.is_file() && found.nlink() == 1).then_some(file)
+    found.is_file().then_some((file, found))
 }
 
 /// Puts a file in place of whatever has its name, without following or opening that.

@@ -182,7 +182,7 @@ pub enum Event {
 }
 
 /// What the driver must carry out after a step.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Effect {
     /// Restore the image's snapshot and thaw the app.
     Launch,

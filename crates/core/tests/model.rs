@@ -61,7 +61,7 @@ struct World {
     /// Whether a daemon runs.
     daemon: bool,
     /// The effect under way and its next step.
-    work: Option<(Work, u8)>,
+    work: Option<(Effect, u8)>,
     /// Outcomes on their way to the driver.
     mail: BTreeSet<Outcome>,
     machine: Machine,
@@ -75,40 +75,22 @@ struct World {
     died: bool,
 }
 
-/// An effect, in a form that can be hashed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-enum Work {
-    Launch,
-    Suspend,
-    Resume,
-    Teardown,
-}
-
-impl From<Effect> for Work {
-    fn from(effect: Effect) -> Self {
-        match effect {
-            Effect::Launch => Self::Launch,
-            Effect::Suspend => Self::Suspend,
-            Effect::Resume => Self::Resume,
-            Effect::Teardown => Self::Teardown,
-        }
-    }
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Wish {
-    Suspend,
-    Resume,
-    Wake,
-    Terminate,
-    Idle,
-    LifetimeOver,
-    SuspendedTooLong,
+/// What callers and timers want, at any time.
+fn wishes() -> [Event; 7] {
+    [
+        Event::SuspendRequested,
+        Event::ResumeRequested,
+        Event::Wake,
+        Event::TerminateRequested,
+        Event::IdleDue,
+        Event::LifetimeDue,
+        Event::SuspendedDue,
+    ]
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Action {
-    Wish(Wish),
+    Wish(Event),
     /// The effect under way takes its next step.
     Work,
     /// That step fails.
@@ -172,7 +154,7 @@ impl Life {
             // The driver holds the one effect under way and awaits its outcome: with the effect goes what it would tell, and
             // with the machine the news of its end. Without that, an outcome that comes twice would end the next effect
             // of its kind before its time, as this model has shown.
-            world.work = Some((effect.into(), 0));
+            world.work = Some((effect, 0));
             world.mail.clear();
         }
         if world.stored == State::Suspended {
@@ -214,55 +196,55 @@ impl World {
         self.work = Some((work, at + 1));
         match (work, at) {
             // Whatever an earlier attempt left never served a request.
-            (Work::Launch, 0) => {
+            (Effect::Launch, 0) => {
                 self.machine = Machine::None;
                 self.kept = Kept::None;
                 self.folder = true;
             }
-            (Work::Launch, 1) => self.machine = Machine::Held,
-            (Work::Launch, 2) => self.run(),
-            (Work::Launch, _) => self.tell(Outcome::Launched),
+            (Effect::Launch, 1) => self.machine = Machine::Held,
+            (Effect::Launch, 2) => self.run(),
+            (Effect::Launch, _) => self.tell(Outcome::Launched),
 
-            (Work::Suspend, 0) => match (self.machine, self.kept) {
+            (Effect::Suspend, 0) => match (self.machine, self.kept) {
                 // It was whole when the daemon died: only the end is missing.
                 (_, Kept::Whole(_)) => self.work = Some((work, 3)),
                 (Machine::None, _) => self.tell(Outcome::InstanceExited),
                 _ => self.machine = Machine::Held,
             },
-            (Work::Suspend, 1) => match self.machine {
+            (Effect::Suspend, 1) => match self.machine {
                 Machine::None => self.tell(Outcome::InstanceExited),
                 _ => self.kept = Kept::Torn,
             },
-            (Work::Suspend, 2) => match self.machine {
+            (Effect::Suspend, 2) => match self.machine {
                 Machine::None => self.tell(Outcome::InstanceExited),
                 _ => self.kept = Kept::Whole(self.runs),
             },
-            (Work::Suspend, 3) => self.machine = Machine::None,
-            (Work::Suspend, _) => self.tell(Outcome::Suspended),
+            (Effect::Suspend, 3) => self.machine = Machine::None,
+            (Effect::Suspend, _) => self.tell(Outcome::Suspended),
 
-            (Work::Resume, 0) => match (self.kept, self.machine) {
+            (Effect::Resume, 0) => match (self.kept, self.machine) {
                 (Kept::Whole(_), _) => self.machine = Machine::Held,
                 // It died after the snapshot was taken into use: the machine is there, or its state is gone.
                 (_, Machine::None) => self.tell(Outcome::InstanceExited),
                 _ => self.work = Some((work, 2)),
             },
-            (Work::Resume, 1) => match self.machine {
+            (Effect::Resume, 1) => match self.machine {
                 Machine::None => self.tell(Outcome::ResumeFailed),
                 _ => self.kept = Kept::Used,
             },
-            (Work::Resume, 2) => match self.machine {
+            (Effect::Resume, 2) => match self.machine {
                 Machine::None => self.tell(Outcome::InstanceExited),
                 _ => self.run(),
             },
-            (Work::Resume, 3) => self.kept = Kept::None,
-            (Work::Resume, _) => self.tell(Outcome::Resumed),
+            (Effect::Resume, 3) => self.kept = Kept::None,
+            (Effect::Resume, _) => self.tell(Outcome::Resumed),
 
-            (Work::Teardown, 0) => self.machine = Machine::None,
-            (Work::Teardown, 1) => {
+            (Effect::Teardown, 0) => self.machine = Machine::None,
+            (Effect::Teardown, 1) => {
                 self.kept = Kept::None;
                 self.folder = false;
             }
-            (Work::Teardown, _) => self.tell(Outcome::TornDown),
+            (Effect::Teardown, _) => self.tell(Outcome::TornDown),
         }
     }
 
@@ -272,23 +254,23 @@ impl World {
             return false;
         };
         match (work, at) {
-            (Work::Launch, 0..=2) => {
+            (Effect::Launch, 0..=2) => {
                 self.machine = Machine::None;
                 self.tell(Outcome::LaunchFailed);
             }
-            (Work::Launch | Work::Resume, 3..) => self.tell(Outcome::HookFailed),
+            (Effect::Launch | Effect::Resume, 3..) => self.tell(Outcome::HookFailed),
             // What has the snapshot's name loses it before the machine runs on.
-            (Work::Suspend, 1 | 2) if self.machine == Machine::Held => {
+            (Effect::Suspend, 1 | 2) if self.machine == Machine::Held => {
                 self.kept = Kept::None;
                 self.machine = Machine::Runs;
                 self.tell(Outcome::SuspendFailed);
             }
-            (Work::Resume, 0 | 1) if matches!(self.kept, Kept::Whole(_)) => {
+            (Effect::Resume, 0 | 1) if matches!(self.kept, Kept::Whole(_)) => {
                 self.machine = Machine::None;
                 self.tell(Outcome::ResumeFailed);
             }
             // It is tried again for ever.
-            (Work::Teardown, _) | (Work::Suspend | Work::Resume, _) => return false,
+            (Effect::Teardown, _) | (Effect::Suspend | Effect::Resume, _) => return false,
         }
         true
     }
@@ -320,7 +302,7 @@ impl Model for Life {
         vec![World {
             stored: State::Pending,
             daemon: true,
-            work: Some((Work::Launch, 0)),
+            work: Some((Effect::Launch, 0)),
             mail: BTreeSet::new(),
             machine: Machine::None,
             kept: Kept::None,
@@ -334,18 +316,10 @@ impl Model for Life {
     fn actions(&self, world: &World, actions: &mut Vec<Action>) {
         let may_go_wrong = world.mishaps < MISHAPS;
         if world.daemon {
-            use Wish::{Idle, LifetimeOver, Resume, Suspend, SuspendedTooLong, Terminate, Wake};
-            let all = [
-                Suspend,
-                Resume,
-                Wake,
-                Terminate,
-                Idle,
-                LifetimeOver,
-                SuspendedTooLong,
-            ];
             let more = world.runs < RUNS;
-            let wishes = all.into_iter().filter(|wish| more || *wish == Terminate);
+            let wishes = wishes()
+                .into_iter()
+                .filter(|wish| more || *wish == Event::TerminateRequested);
             actions.extend(wishes.map(Action::Wish));
             actions.extend(world.mail.iter().copied().map(Action::Deliver));
             if world.work.is_some() {
@@ -369,18 +343,7 @@ impl Model for Life {
     fn next_state(&self, last: &World, action: Action) -> Option<World> {
         let mut world = last.clone();
         match action {
-            Action::Wish(wish) => self.take(
-                &mut world,
-                match wish {
-                    Wish::Suspend => Event::SuspendRequested,
-                    Wish::Resume => Event::ResumeRequested,
-                    Wish::Wake => Event::Wake,
-                    Wish::Terminate => Event::TerminateRequested,
-                    Wish::Idle => Event::IdleDue,
-                    Wish::LifetimeOver => Event::LifetimeDue,
-                    Wish::SuspendedTooLong => Event::SuspendedDue,
-                },
-            ),
+            Action::Wish(wish) => self.take(&mut world, wish),
             Action::Work => world.work(),
             Action::Fail => {
                 if !world.fail() {
@@ -414,7 +377,7 @@ impl Model for Life {
             }
             Action::Start => {
                 world.daemon = true;
-                world.work = effect_of(world.stored).map(|effect| (effect.into(), 0));
+                world.work = effect_of(world.stored).map(|effect| (effect, 0));
                 if world.stored == State::Running && world.machine == Machine::None {
                     world.mail.insert(Outcome::InstanceExited);
                 }

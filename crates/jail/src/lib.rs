@@ -4,6 +4,8 @@
 //! all that such a guest has won, so it is next to nothing: see `main.rs` for the walls, in the order in which they go
 //! up.
 
+pub mod tree;
+
 use serde::{Deserialize, Serialize};
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -15,7 +17,7 @@ pub struct Spec {
     pub uid: u32,
     /// Control groups to join, by their folders.
     pub cgroups: Vec<PathBuf>,
-    /// A folder with all files that the program is made of, at the paths at which it looks for them.
+    /// A folder with all files that the program is made of, see [`tree`].
     pub tree: PathBuf,
     /// An empty folder to put the new root on. The mount is seen by the jail alone.
     pub mount_point: PathBuf,

@@ -15,6 +15,7 @@
 //! is process 1 of its namespace, so whatever it starts dies with it.
 
 mod descriptors;
+mod files;
 mod privilege;
 mod root;
 mod syscalls;
@@ -79,11 +80,10 @@ fn start() -> Result<u32, JailError> {
     rustix::system::sethostname(HOSTNAME).map_err(JailError::io("set host name"))?;
     forbid_core_dumps()?;
     let fence = syscalls::fence().map_err(JailError::io("compile system call filter"))?;
-    let landlock = root::landlock(&spec);
 
     let log = io::stderr();
     let own_log = rustix::io::fcntl_dupfd_cloexec(&log, 3).map_err(JailError::io("share log"))?;
-    let uid = spec.uid;
+    let (uid, shown) = (spec.uid, spec.shown.clone());
     let mut command = Command::new(&spec.program);
     command
         .args(&spec.arguments)
@@ -94,7 +94,7 @@ fn start() -> Result<u32, JailError> {
         command.pre_exec(move || {
             rustix::process::setsid()?;
             privilege::drop(uid, &proc)?;
-            landlock.restrict()?;
+            files::restrict(&shown)?;
             // Last: what comes before needs calls that the fence forbids.
             fence.apply()
         });

@@ -2,10 +2,6 @@
 
 use crate::JailError;
 use dormouse_jail::{Shown, Spec};
-use landlock::{
-    ABI, Access, AccessFs, CompatLevel, Compatible, PathBeneath, PathFd, Ruleset, RulesetAttr,
-    RulesetCreatedAttr,
-};
 use rustix::fs::{FileType, Mode, OFlags, chown, mknodat, open};
 use rustix::mount::{
     MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_bind, mount_change,
@@ -148,53 +144,4 @@ impl Root<'_> {
 fn bind(source: &Path, target: &Path, flags: MountFlags) -> io::Result<()> {
     mount_bind(source, target)?;
     Ok(mount_remount(target, MountFlags::BIND | flags, c"")?)
-}
-
-/// What Landlock lets the program do with which files.
-pub(crate) struct Landlock {
-    program: Vec<PathBuf>,
-    shown: Vec<Shown>,
-}
-
-/// The same walls once more, to be put up behind the new root.
-pub(crate) fn landlock(spec: &Spec) -> Landlock {
-    Landlock {
-        program: ["/usr", "/lib", "/lib64"].map(PathBuf::from).to_vec(),
-        shown: spec.shown.clone(),
-    }
-}
-
-impl Landlock {
-    /// Restricts this process. A kernel without Landlock, or with less of it, does what it can.
-    pub(crate) fn restrict(&self) -> io::Result<()> {
-        const KNOWN: ABI = ABI::V5;
-        let all = AccessFs::from_all(KNOWN);
-        let read = AccessFs::ReadFile | AccessFs::ReadDir;
-        let restrict = || -> Result<(), landlock::RulesetError> {
-            let mut rules = Ruleset::default()
-                .set_compatibility(CompatLevel::BestEffort)
-                .handle_access(all)?
-                .create()?;
-            for path in &self.program {
-                if let Ok(path) = PathFd::new(path) {
-                    rules = rules.add_rule(PathBeneath::new(path, read | AccessFs::Execute))?;
-                }
-            }
-            for shown in &self.shown {
-                let access = match shown.writable {
-                    true => all & !AccessFs::Execute & !AccessFs::MakeBlock & !AccessFs::MakeChar,
-                    false => read,
-                };
-                if let Ok(path) = PathFd::new(&shown.path) {
-                    rules = rules.add_rule(PathBeneath::new(path, access))?;
-                }
-            }
-            if let Ok(dev) = PathFd::new("/dev") {
-                let access = read | AccessFs::WriteFile | AccessFs::IoctlDev;
-                rules = rules.add_rule(PathBeneath::new(dev, access))?;
-            }
-            rules.restrict_self().map(drop)
-        };
-        restrict().map_err(io::Error::other)
-    }
 }

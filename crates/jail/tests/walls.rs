@@ -1,7 +1,7 @@
 //! What a program in a jail can still see and do. This test runs itself in one and tries; the list below fails when it
 //! grows. As root, as jails are built.
 
-use dormouse_jail::{Shown, Spec};
+use dormouse_jail::{Shown, Spec, tree};
 use expect_test::expect;
 use std::ffi::{CString, OsString};
 use std::fmt::Write;
@@ -58,29 +58,8 @@ impl Site {
     /// This program with its libraries.
     fn copy_program(&self) {
         let program = std::env::current_exe().expect("a program");
-        let listed = Command::new("ldd").arg(&program).output().expect("ldd");
-        let listed = String::from_utf8(listed.stdout).expect("text");
-        let libraries = listed.lines().filter_map(|line| {
-            let path = line.split("=>").last()?.split_whitespace().next()?;
-            path.starts_with('/').then(|| PathBuf::from(path))
-        });
-        for file in libraries {
-            let folder = file
-                .parent()
-                .expect("a folder")
-                .canonicalize()
-                .expect("a folder");
-            let folder = self
-                .path("tree")
-                .join(folder.strip_prefix("/").expect("absolute"));
-            fs::create_dir_all(&folder).expect("a folder");
-            fs::copy(&file, folder.join(file.file_name().expect("a name"))).expect("copied");
-        }
-        for link in ["lib", "lib64"] {
-            if let Ok(target) = fs::read_link(Path::new("/").join(link)) {
-                std::os::unix::fs::symlink(target, self.path("tree").join(link)).expect("a link");
-            }
-        }
+        let libraries = tree::libraries(&program).expect("libraries");
+        tree::plant(&libraries, &self.path("tree")).expect("a tree");
         let bin = self.path("tree/usr/bin");
         fs::create_dir_all(&bin).expect("a folder");
         fs::copy(program, bin.join("attempts")).expect("copied");

@@ -4,6 +4,7 @@
 //! wake that uses it: what the host has read back once stays in its memory, or is read from a disk that has not failed
 //! since. A file `verified` beside the snapshot names the boot in which that was done.
 
+use crate::host;
 use crate::layout::BuildDir;
 use aws_lc_rs::digest::{Context, SHA256};
 use rustix::fs::SeekFrom;
@@ -14,7 +15,6 @@ use std::io::{self, Read};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 /// Bytes that are compared with zero as one.
 const PAGE: usize = 4096;
 const BATCH: usize = 256 * PAGE;
@@ -65,9 +65,9 @@ impl Checksums {
 
     /// Compares the snapshot in `build` with these, unless that was done in this boot of the host. Blocks.
     pub(crate) fn verify(&self, build: &BuildDir) -> Result<(), VerifyError> {
-        let boot = std::fs::read_to_string(BOOT_ID).unwrap_or_default();
-        let mark = build.verified();
-        if !boot.is_empty() && std::fs::read_to_string(&mark).is_ok_and(|seen| seen == boot) {
+        let boot = host::boot_id().unwrap_or_default();
+        let seen = std::fs::read_to_string(build.verified());
+        if !boot.is_empty() && seen.is_ok_and(|seen| seen == boot) {
             return Ok(());
         }
         let found = Self::of(build)?;
@@ -80,11 +80,24 @@ impl Checksums {
                 return Err(VerifyError::Damaged { file });
             }
         }
-        if let Err(error) = std::fs::write(&mark, boot) {
-            // It is compared once more the next time.
-            tracing::debug!(file = %mark.display(), %error, "not marked as verified");
-        }
+        mark_verified(build);
         Ok(())
+    }
+
+    /// Of a snapshot that was made just now, which nobody needs to compare in this boot of the host. Blocks.
+    pub(crate) fn of_new(build: &BuildDir) -> Result<Self, VerifyError> {
+        let sums = Self::of(build)?;
+        mark_verified(build);
+        Ok(sums)
+    }
+}
+
+fn mark_verified(build: &BuildDir) {
+    let mark = build.verified();
+    let marked = host::boot_id().and_then(|boot| std::fs::write(&mark, boot));
+    if let Err(error) = marked {
+        // It is compared once more the next time.
+        tracing::debug!(file = %mark.display(), %error, "not marked as verified");
     }
 }
 

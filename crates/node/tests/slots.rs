@@ -52,6 +52,13 @@ fn fetch(netns: &str, addr: impl Into<SocketAddr>) -> Result<String, ErrorKind> 
     })
 }
 
+/// The next datagram, or why there is none.
+fn hear(inbox: &UdpSocket) -> Result<String, ErrorKind> {
+    let mut datagram = [0; 2048];
+    let len = inbox.recv(&mut datagram).map_err(|error| error.kind())?;
+    Ok(String::from_utf8_lossy(&datagram[..len]).into_owned())
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn netns_pool_keeps_slots_ready_and_hands_them_out_fast() {
     let lab = Lab::new(1);
@@ -300,11 +307,7 @@ async fn netns_spoofed_sources_are_dropped() {
             socket.send_to(what.as_bytes(), to).unwrap();
         });
     };
-    let heard = || {
-        let mut datagram = [0; 64];
-        let len = inbox.recv(&mut datagram).map_err(|error| error.kind())?;
-        Ok(String::from_utf8_lossy(&datagram[..len]).into_owned())
-    };
+    let heard = || hear(&inbox);
 
     send(guest::GUEST_ADDR, "own address");
     assert_eq!(heard(), Ok("own address".into()));
@@ -334,11 +337,7 @@ async fn netns_frames_that_no_guest_should_send_are_dropped_and_counted() {
     inbox
         .set_read_timeout(Some(Duration::from_millis(300)))
         .unwrap();
-    let heard = || {
-        let mut datagram = [0; 2048];
-        let len = inbox.recv(&mut datagram).map_err(|error| error.kind())?;
-        Ok(String::from_utf8_lossy(&datagram[..len]).into_owned())
-    };
+    let heard = || hear(&inbox);
     let outside = lab.outside_addr();
     let to_outside = |what: &str| Ip::udp(outside, Lab::PORT, what);
 

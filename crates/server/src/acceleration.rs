@@ -7,14 +7,11 @@ use crate::config::{self, Config};
 use crate::daemon::replace_file;
 use anyhow::{Context, Result};
 use dormouse_node::boot::BootFiles;
-use dormouse_node::host::jail::Jailer;
+use dormouse_node::host::{self, jail::Jailer};
 use dormouse_node::vmm::probe;
 use dormouse_node::vmm::qemu::Accel;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
-
-/// The kernel's name for this boot of the host.
-const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
 /// What a probe found, and under which circumstances.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -47,9 +44,7 @@ async fn remembered_or_probed(
     boot: &BootFiles,
     jailer: &Jailer,
 ) -> Result<(Accel, String)> {
-    let host_boot = tokio::fs::read_to_string(BOOT_ID)
-        .await
-        .context("read the host's boot id")?;
+    let host_boot = host::boot_id().context("read the host's boot id")?;
     let path = data_dir.join("acceleration.json");
     if let Some(known) = read(&path).await
         && known.host_boot == host_boot

@@ -193,7 +193,7 @@ async fn sync(dir: &BuildDir) -> Result<(), BuildError> {
 async fn checksums(dir: &BuildDir) -> Result<Checksums, BuildError> {
     let dir = dir.clone();
     super::blocking(move || {
-        Checksums::of(&dir)
+        Checksums::of_new(&dir)
             .map_err(|error| BuildError::io("checksum snapshot")(std::io::Error::other(error)))
     })
     .await

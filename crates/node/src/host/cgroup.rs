@@ -36,17 +36,16 @@ pub(crate) struct Share {
 
 /// Where groups are made.
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Hierarchies {
-    /// The root of the unified hierarchy.
-    Unified(PathBuf),
-    /// The root of each controller's hierarchy.
-    Split(Vec<(&'static str, PathBuf)>),
+struct Hierarchy {
+    root: PathBuf,
+    /// Its controller in the words of v1; none for the unified hierarchy, which has all.
+    controller: Option<&'static str>,
 }
 
 /// The groups of one owner's slots.
 #[derive(Debug)]
 pub(crate) struct Cgroups {
-    hierarchies: Hierarchies,
+    hierarchies: Vec<Hierarchy>,
     parent: String,
 }
 
@@ -72,20 +71,12 @@ impl Cgroups {
     }
 
     fn make_parent(&self) -> io::Result<()> {
-        for parent in self.parents() {
+        for Hierarchy { root, controller } in &self.hierarchies {
+            let parent = root.join(&self.parent);
             create(&parent)?;
-        }
-        if let Hierarchies::Unified(root) = &self.hierarchies {
-            for folder in [root.clone(), root.join(&self.parent)] {
-                for (_, controller) in CONTROLLERS {
-                    let enabled = fs::write(
-                        folder.join("cgroup.subtree_control"),
-                        format!("+{controller}"),
-                    );
-                    if NEEDED.contains(&controller) {
-                        enabled?;
-                    }
-                }
+            if controller.is_none() {
+                hand_down(root)?;
+                hand_down(&parent)?;
             }
         }
         Ok(())
@@ -100,55 +91,23 @@ impl Cgroups {
     }
 
     fn parents(&self) -> Vec<PathBuf> {
-        match &self.hierarchies {
-            Hierarchies::Unified(root) => vec![root.join(&self.parent)],
-            Hierarchies::Split(roots) => roots
-                .iter()
-                .map(|(_, root)| root.join(&self.parent))
-                .collect(),
-        }
+        let roots = self.hierarchies.iter().map(|hierarchy| &hierarchy.root);
+        roots.map(|root| root.join(&self.parent)).collect()
     }
 
-    /// The folders of a slot's group.
-    pub(crate) fn folders(&self, slot: &str) -> Vec<PathBuf> {
-        self.parents()
-            .iter()
-            .map(|parent| parent.join(slot))
-            .collect()
+    fn folders(&self, slot: &str) -> Vec<PathBuf> {
+        let parents = self.parents().into_iter();
+        parents.map(|parent| parent.join(slot)).collect()
     }
 
-    /// Makes a slot's group, or gives the one that is there another share.
-    pub(crate) fn set(&self, slot: &str, share: &Share) -> io::Result<()> {
-        for folder in self.parents().into_iter().chain(self.folders(slot)) {
-            create(&folder)?;
+    /// Gives a slot's group a share, the one that is there or a new one. Answers with its folders.
+    pub(crate) fn confine(&self, slot: &str, share: &Share) -> io::Result<Vec<PathBuf>> {
+        let folders = self.folders(slot);
+        for (folder, hierarchy) in folders.iter().zip(&self.hierarchies) {
+            create(folder)?;
+            write_all(folder, &settings(hierarchy.controller, share))?;
         }
-        match &self.hierarchies {
-            Hierarchies::Unified(root) => {
-                let folder = root.join(&self.parent).join(slot);
-                write_all(&folder, &unified(share))
-            }
-            Hierarchies::Split(roots) => {
-                for (controller, root) in roots {
-                    write_all(
-                        &root.join(&self.parent).join(slot),
-                        &split(controller, share),
-                    )?;
-                }
-                Ok(())
-            }
-        }
-    }
-
-    /// The processes in a slot's group.
-    pub(crate) fn processes(&self, slot: &str) -> io::Result<Vec<u32>> {
-        let Some(folder) = self.folders(slot).into_iter().next() else {
-            return Ok(Vec::new());
-        };
-        match fs::read_to_string(folder.join("cgroup.procs")) {
-            Ok(text) => Ok(text.lines().filter_map(|line| line.parse().ok()).collect()),
-            Err(error) if is_absent(&error) => Ok(Vec::new()),
-            Err(error) => Err(error),
-        }
+        Ok(folders)
     }
 
     /// Ends what runs in a slot's group and deletes the group. Nothing there is fine.
@@ -172,11 +131,17 @@ impl Cgroups {
     }
 
     fn kill(&self, slot: &str) -> io::Result<()> {
-        for pid in self.processes(slot)? {
-            if let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) {
-                // One that has ended is what is wanted.
-                let _ = kill_process(pid, Signal::KILL);
-            }
+        let Some(folder) = self.folders(slot).into_iter().next() else {
+            return Ok(());
+        };
+        let listed = match fs::read_to_string(folder.join("cgroup.procs")) {
+            Err(error) if is_absent(&error) => return Ok(()),
+            listed => listed?,
+        };
+        let pids = listed.lines().filter_map(|line| line.parse().ok());
+        for pid in pids.filter_map(Pid::from_raw) {
+            // One that has ended is what is wanted.
+            let _ = kill_process(pid, Signal::KILL);
         }
         Ok(())
     }
@@ -203,7 +168,7 @@ impl Cgroups {
 }
 
 /// The hierarchies among a host's mounts. `controllers` reads what a unified one offers.
-fn find(mounts: &str, controllers: impl Fn(&Path) -> String) -> Option<Hierarchies> {
+fn find(mounts: &str, controllers: impl Fn(&Path) -> String) -> Option<Vec<Hierarchy>> {
     let mut split = Vec::new();
     for line in mounts.lines() {
         let mut words = line.split(' ').skip(1);
@@ -217,19 +182,25 @@ fn find(mounts: &str, controllers: impl Fn(&Path) -> String) -> Option<Hierarchi
                 let offered = controllers(root);
                 let offers = |needed: &&str| offered.split_whitespace().any(|one| one == *needed);
                 if NEEDED.iter().all(offers) {
-                    return Some(Hierarchies::Unified(root.to_owned()));
+                    return Some(vec![Hierarchy {
+                        root: root.to_owned(),
+                        controller: None,
+                    }]);
                 }
             }
             "cgroup" => {
                 let here = |name: &str| options.split(',').any(|option| option == name);
                 let found = CONTROLLERS.iter().filter(|(old, _)| here(old));
-                split.extend(found.map(|(old, _)| (*old, root.to_owned())));
+                split.extend(found.map(|(old, _)| Hierarchy {
+                    root: root.to_owned(),
+                    controller: Some(old),
+                }));
             }
             _ => {}
         }
     }
-    let has = |needed: &&str| split.iter().any(|(name, _)| name == needed);
-    NEEDED.iter().all(has).then_some(Hierarchies::Split(split))
+    let has = |needed: &&str| split.iter().any(|one| one.controller == Some(*needed));
+    NEEDED.iter().all(has).then_some(split)
 }
 
 /// A setting, and whether a kernel may lack it.
@@ -242,41 +213,46 @@ fn cpu_quota_us(share: &Share) -> u64 {
     (u64::from(share.vcpus) + 1) * CPU_PERIOD_US
 }
 
-fn unified(share: &Share) -> Vec<Setting> {
+/// What a share is in a hierarchy's words.
+fn settings(controller: Option<&str>, share: &Share) -> Vec<Setting> {
     let quota = cpu_quota_us(share);
-    let weight = (100 * share.vcpus).clamp(1, 10_000).to_string();
-    vec![
-        ("memory.max", share.memory_bytes.to_string(), MUST),
-        ("memory.oom.group", "1".to_owned(), MAY),
-        ("cpu.max", format!("{quota} {CPU_PERIOD_US}"), MUST),
-        ("cpu.max.burst", quota.to_string(), MAY),
-        ("cpu.weight", weight.clone(), MUST),
-        ("pids.max", share.threads.to_string(), MUST),
-        ("io.weight", weight, MAY),
-    ]
-}
-
-fn split(controller: &str, share: &Share) -> Vec<Setting> {
-    let quota = cpu_quota_us(share);
+    let memory = share.memory_bytes.to_string();
+    let threads = share.threads.to_string();
+    let weight = 100 * share.vcpus;
     match controller {
-        "memory" => vec![(
-            "memory.limit_in_bytes",
-            share.memory_bytes.to_string(),
-            MUST,
-        )],
-        "cpu" => vec![
+        None => vec![
+            ("memory.max", memory, MUST),
+            ("memory.oom.group", "1".to_owned(), MAY),
+            ("cpu.max", format!("{quota} {CPU_PERIOD_US}"), MUST),
+            ("cpu.max.burst", quota.to_string(), MAY),
+            ("cpu.weight", weight.clamp(1, 10_000).to_string(), MUST),
+            ("pids.max", threads, MUST),
+            ("io.weight", weight.clamp(1, 10_000).to_string(), MAY),
+        ],
+        Some("memory") => vec![("memory.limit_in_bytes", memory, MUST)],
+        Some("cpu") => vec![
             ("cpu.cfs_period_us", CPU_PERIOD_US.to_string(), MUST),
             ("cpu.cfs_quota_us", quota.to_string(), MUST),
             ("cpu.cfs_burst_us", quota.to_string(), MAY),
             ("cpu.shares", (1024 * share.vcpus).to_string(), MUST),
         ],
-        "pids" => vec![("pids.max", share.threads.to_string(), MUST)],
-        _ => vec![(
-            "blkio.weight",
-            (100 * share.vcpus).clamp(10, 1000).to_string(),
-            MAY,
-        )],
+        Some("pids") => vec![("pids.max", threads, MUST)],
+        Some(_) => vec![("blkio.weight", weight.clamp(10, 1000).to_string(), MAY)],
     }
+}
+
+/// Lets the groups below this one of the unified hierarchy have limits.
+fn hand_down(group: &Path) -> io::Result<()> {
+    for (_, controller) in CONTROLLERS {
+        let enabled = fs::write(
+            group.join("cgroup.subtree_control"),
+            format!("+{controller}"),
+        );
+        if NEEDED.contains(&controller) {
+            enabled?;
+        }
+    }
+    Ok(())
 }
 
 fn write_all(folder: &Path, settings: &[Setting]) -> io::Result<()> {
@@ -318,8 +294,11 @@ cgroup2 /sys/fs/cgroup/unified cgroup2 rw,relatime 0 0
     #[test]
     fn the_unified_hierarchy_is_taken_where_it_has_the_controllers() {
         let found = find(SPLIT, |_| "cpuset cpu io memory pids\n".to_owned());
-        let unified = Hierarchies::Unified("/sys/fs/cgroup/unified".into());
-        assert_eq!(found, Some(unified));
+        let unified = Hierarchy {
+            root: "/sys/fs/cgroup/unified".into(),
+            controller: None,
+        };
+        assert_eq!(found, Some(vec![unified]));
     }
 
     #[test]
@@ -330,8 +309,11 @@ cgroup2 /sys/fs/cgroup/unified cgroup2 rw,relatime 0 0
             ("memory", "memory"),
             ("pids", "pids"),
         ];
-        let roots = roots.map(|(name, dir)| (name, Path::new("/sys/fs/cgroup").join(dir)));
-        assert_eq!(found, Some(Hierarchies::Split(roots.to_vec())));
+        let split = roots.map(|(name, dir)| Hierarchy {
+            root: Path::new("/sys/fs/cgroup").join(dir),
+            controller: Some(name),
+        });
+        assert_eq!(found, Some(split.to_vec()));
     }
 
     #[test]
@@ -346,9 +328,9 @@ cgroup2 /sys/fs/cgroup/unified cgroup2 rw,relatime 0 0
             vcpus: 2,
             threads: 40,
         };
-        let settings = unified(&share);
-        assert!(settings.contains(&("cpu.max", "300000 100000".to_owned(), MUST)));
-        assert!(settings.contains(&("memory.max", "1073741824".to_owned(), MUST)));
-        assert!(split("cpu", &share).contains(&("cpu.shares", "2048".to_owned(), MUST)));
+        let unified = settings(None, &share);
+        assert!(unified.contains(&("cpu.max", "300000 100000".to_owned(), MUST)));
+        assert!(unified.contains(&("memory.max", "1073741824".to_owned(), MUST)));
+        assert!(settings(Some("cpu"), &share).contains(&("cpu.shares", "2048".to_owned(), MUST)));
     }
 }

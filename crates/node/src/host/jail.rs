@@ -3,7 +3,7 @@
 //! `dormouse-jail` puts up the walls; this says what they enclose. A jailed program sees copies of its own files, made
 //! once for each version of it, and those files of the host that its machine needs.
 
-use dormouse_jail::{Shown, Spec};
+use dormouse_jail::{Shown, Spec, tree};
 use rustix::fs::{Gid, Mode, Uid, chmod, chown};
 use rustix::io::{FdFlags, fcntl_setfd};
 use std::ffi::OsString;
@@ -12,8 +12,8 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::{self, ErrorKind};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
-use std::path::{Component, Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
 
 /// What QEMU loads at run time besides its libraries.
 const ROM_FOLDERS: [&str; 2] = ["/usr/share/qemu", "/usr/share/seabios"];
@@ -38,7 +38,7 @@ pub struct Jailer {
 }
 
 /// What encloses one machine's VMM.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Cell {
     /// The user that it runs as.
     pub(crate) uid: u32,
@@ -65,10 +65,7 @@ impl Jailer {
         if !tree.exists() {
             let draft = dir.join("files.tmp");
             remove_tree(&draft)?;
-            for file in &files {
-                copy_into(file, &draft)?;
-            }
-            open_folders(&draft)?;
+            tree::plant(&files, &draft)?;
             fs::rename(&draft, &tree)?;
         }
         Ok(Self {
@@ -187,30 +184,13 @@ fn find_program(program: &Path) -> io::Result<PathBuf> {
 
 /// The program, its libraries, its loader and its ROMs.
 fn files_of(program: &Path) -> io::Result<Vec<PathBuf>> {
-    let listed = Command::new("ldd").arg(program).output()?;
-    if !listed.status.success() {
-        let words = String::from_utf8_lossy(&listed.stderr).into_owned();
-        return Err(io::Error::other(format!(
-            "ldd {}: {words}",
-            program.display()
-        )));
-    }
     let mut files = vec![program.to_owned()];
-    files.extend(libraries(&String::from_utf8_lossy(&listed.stdout)));
+    files.extend(tree::libraries(program)?);
     for rom in ROMS {
         let places = ROM_FOLDERS.iter().map(|folder| Path::new(folder).join(rom));
         files.extend(places.filter(|path| path.is_file()));
     }
     Ok(files)
-}
-
-/// Paths in what `ldd` prints: `name => /path (address)` or `/path (address)`.
-fn libraries(listed: &str) -> Vec<PathBuf> {
-    let paths = listed.lines().filter_map(|line| {
-        let path = line.split("=>").last()?.split_whitespace().next()?;
-        path.starts_with('/').then(|| PathBuf::from(path))
-    });
-    paths.collect()
 }
 
 /// Changes when one of the files does.
@@ -230,46 +210,6 @@ fn fingerprint(files: &[PathBuf]) -> io::Result<u64> {
     Ok(hasher.finish())
 }
 
-/// Copies a file to the path in `tree` that it has on the host, links on the way to it included.
-fn copy_into(file: &Path, tree: &Path) -> io::Result<()> {
-    let top = Component::Normal(
-        file.components()
-            .nth(1)
-            .map(Component::as_os_str)
-            .unwrap_or_default(),
-    );
-    let link = Path::new("/").join(top);
-    if link.is_symlink() {
-        fs::create_dir_all(tree)?;
-        match std::os::unix::fs::symlink(fs::read_link(&link)?, tree.join(top)) {
-            Err(error) if error.kind() != ErrorKind::AlreadyExists => return Err(error),
-            _ => {}
-        }
-    }
-    let (Some(folder), Some(name)) = (file.parent(), file.file_name()) else {
-        return Err(ErrorKind::InvalidInput.into());
-    };
-    let folder = folder.canonicalize()?;
-    let folder = tree.join(folder.strip_prefix("/").unwrap_or(&folder));
-    fs::create_dir_all(&folder)?;
-    let target = folder.join(name);
-    fs::copy(file, &target)?;
-    let mode = fs::metadata(&target)?.permissions().mode() | 0o444;
-    fs::set_permissions(&target, fs::Permissions::from_mode(mode))
-}
-
-/// Lets every user look into the folders of a tree, whatever files this process makes otherwise.
-fn open_folders(folder: &Path) -> io::Result<()> {
-    fs::set_permissions(folder, fs::Permissions::from_mode(0o755))?;
-    for entry in fs::read_dir(folder)? {
-        let entry = entry?;
-        if entry.file_type()?.is_dir() {
-            open_folders(&entry.path())?;
-        }
-    }
-    Ok(())
-}
-
 fn remove_tree(path: &Path) -> io::Result<()> {
     match fs::remove_dir_all(path) {
         Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
@@ -280,18 +220,6 @@ fn remove_tree(path: &Path) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn libraries_are_read_from_what_ldd_prints() {
-        let listed = "\tlinux-vdso.so.1 (0x00007ffc)\n\
-            \tlibz.so.1 => /lib/x86_64-linux-gnu/libz.so.1 (0x00007f)\n\
-            \t/lib64/ld-linux-x86-64.so.2 (0x00007f)\n";
-        let expected = [
-            "/lib/x86_64-linux-gnu/libz.so.1",
-            "/lib64/ld-linux-x86-64.so.2",
-        ];
-        assert_eq!(libraries(listed), expected.map(PathBuf::from));
-    }
 
     #[test]
     fn a_tree_is_copied_once_and_runs_on_its_own() {

@@ -37,3 +37,12 @@ mod rules;
 pub mod slot;
 
 pub use dormouse_core::cidr;
+
+/// Tells one boot of the host from another.
+///
+/// # Errors
+/// The kernel does not say.
+pub fn boot_id() -> std::io::Result<String> {
+    let id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
+    Ok(id.trim().to_owned())
+}

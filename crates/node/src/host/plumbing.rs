@@ -88,8 +88,8 @@ impl Plumbing {
         }
     }
 
-    /// Removes the host's rules when no slot of this owner is left.
-    pub(crate) async fn remove_host_rules_if_unused(&self) -> Result<(), SlotError> {
+    /// Removes the host's rules and the owner's control group when no slot of this owner is left.
+    pub(crate) async fn leave_host_if_unused(&self) -> Result<(), SlotError> {
         if !self.names().await?.is_empty() {
             return Ok(());
         }
@@ -222,14 +222,9 @@ impl Plumbing {
 
     /// Ends what runs in a slot, and deletes what there is of it; false when there was nothing.
     pub(crate) async fn delete(&self, name: &str) -> Result<bool, SlotError> {
-        let (name, cgroups) = (name.to_owned(), self.cgroups.clone());
-        blocking(move || {
-            cgroups
-                .remove(&name)
-                .map_err(SlotError::io(format!("delete control group {name}")))?;
-            delete(&name)
-        })
-        .await
+        self.end_processes(name).await?;
+        let name = name.to_owned();
+        blocking(move || delete(&name)).await
     }
 
     /// Gives a slot's control group this share; the answer is its folders.
@@ -241,14 +236,13 @@ impl Plumbing {
         let (name, cgroups) = (name.to_owned(), self.cgroups.clone());
         blocking(move || {
             cgroups
-                .set(&name, &share)
-                .map_err(SlotError::io(format!("make control group {name}")))?;
-            Ok(cgroups.folders(&name))
+                .confine(&name, &share)
+                .map_err(SlotError::io(format!("make control group {name}")))
         })
         .await
     }
 
-    /// Ends what runs in a slot's control group.
+    /// Ends what runs in a slot's control group, and deletes the group.
     pub(crate) async fn end_processes(&self, name: &str) -> Result<(), SlotError> {
         let (name, cgroups) = (name.to_owned(), self.cgroups.clone());
         blocking(move || {

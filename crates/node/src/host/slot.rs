@@ -293,13 +293,7 @@ impl SlotPool {
                 tracing::warn!(slot = slot.name(), %error, "slot not released");
             }
         }
-        if let Err(error) = self
-            .shared
-            .host
-            .plumbing
-            .remove_host_rules_if_unused()
-            .await
-        {
+        if let Err(error) = self.shared.host.plumbing.leave_host_if_unused().await {
             tracing::warn!(%error, "packet filter not removed");
         }
     }

@@ -42,7 +42,9 @@ use machine::Machine;
 use process::Process;
 use record::MachineRecord;
 use std::collections::{HashMap, HashSet};
-use std::os::fd::{AsRawFd, RawFd};
+use std::fs::File;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
@@ -51,9 +53,6 @@ use tokio::time::timeout;
 
 /// How long the end of a QEMU that has closed its socket is waited for.
 const LAST_WORDS_TIMEOUT: Duration = Duration::from_secs(1);
-
-/// Stands for a descriptor that is opened last.
-const NOT_YET: RawFd = -1;
 
 /// Runs machines in QEMU, version 10 or later.
 #[derive(Debug)]
@@ -107,7 +106,7 @@ impl Qemu {
     async fn start(
         &self,
         run_dir: &Path,
-        machine: command::Machine<'_>,
+        machine: &command::Machine<'_>,
         enclosed: Enclosed,
         disk: &Path,
         egress: Egress,
@@ -150,7 +149,7 @@ impl Qemu {
         &self,
         slot: Slot,
         run_dir: &Path,
-        mut machine: command::Machine<'_>,
+        machine: &command::Machine<'_>,
         enclosed: Enclosed,
         mut record: MachineRecord,
     ) -> Result<Arc<Machine>, VmmError> {
@@ -161,14 +160,13 @@ impl Qemu {
         }
         let cell = Cell {
             uid: slot.uid(),
-            cgroups: slot.confine(share(&machine)).await?,
+            cgroups: slot.confine(share(machine)).await?,
             shown: enclosed.shown,
             kvm: self.accel == Accel::Kvm,
         };
         let tap = slot.open_tap().await?;
         let control = qmp::listen(run_dir).map_err(VmmError::io("make qmp socket"))?;
-        machine.control = control.as_raw_fd();
-        let arguments = machine.arguments();
+        let arguments = machine.arguments(control.as_raw_fd());
         let process =
             Process::spawn(&self.jailer, cell, arguments, run_dir, Some(tap), control).await?;
         record.process = Some(process.id);
@@ -220,17 +218,12 @@ impl Vmm for Qemu {
                 initramfs: &spec.initramfs,
                 append: &append,
             },
-            control: NOT_YET,
         };
-        let spec = spec.clone();
-        let enclosed = blocking({
-            let spec = spec.clone();
-            move || Enclosed::to_boot(&spec)
-        })
-        .await?;
+        let of = spec.clone();
+        let enclosed = blocking(move || Enclosed::to_boot(&of)).await?;
         let egress = Egress::internet();
         let machine = self
-            .start(&spec.run_dir, machine, enclosed, &spec.disk, egress)
+            .start(&spec.run_dir, &machine, enclosed, &spec.disk, egress)
             .await?;
         Ok(Box::new(machine))
     }
@@ -246,16 +239,12 @@ impl Vmm for Qemu {
             more_disks: &[],
             network: true,
             start: command::Start::Incoming,
-            control: NOT_YET,
         };
-        let enclosed = blocking({
-            let spec = spec.clone();
-            move || Enclosed::to_restore(&spec)
-        })
-        .await?;
+        let of = spec.clone();
+        let enclosed = blocking(move || Enclosed::to_restore(&of)).await?;
         let egress = spec.egress.clone();
         let machine = self
-            .start(&spec.run_dir, machine, enclosed, &spec.disk, egress)
+            .start(&spec.run_dir, &machine, enclosed, &spec.disk, egress)
             .await?;
         let (state, pages): (&Path, Option<DeltaFiles>) = match &spec.state {
             StateSource::Golden(state) => (state, None),
@@ -342,6 +331,16 @@ fn share(machine: &command::Machine<'_>) -> Share {
         vcpus: machine.vcpus,
         threads: machine.vcpus + limits::VMM_THREADS,
     }
+}
+
+/// Creates a file, or empties the one that is there, for this process's user alone.
+fn create(path: &Path) -> std::io::Result<File> {
+    File::options()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(path)
 }
 
 async fn blocking<T: Send + 'static>(

@@ -66,8 +66,6 @@ pub(super) struct Machine<'a> {
     pub(super) more_disks: &'a [AttachedDisk],
     pub(super) network: bool,
     pub(super) start: Start<'a>,
-    /// Descriptor of the socket that QEMU answers on.
-    pub(super) control: RawFd,
 }
 
 /// The kernel's command line. Software emulation has no timer that a loaded host serves reliably enough
@@ -82,8 +80,8 @@ pub(super) fn kernel_append(accel: Accel, tsc_khz: u64) -> String {
 }
 
 impl Machine<'_> {
-    /// The arguments. Paths must be absolute: QEMU runs in the machine's folder.
-    pub(super) fn arguments(&self) -> Vec<OsString> {
+    /// The arguments; `control` is the socket that QEMU answers on. Paths must be absolute: QEMU runs in a root of its own.
+    pub(super) fn arguments(&self, control: RawFd) -> Vec<OsString> {
         let mut args = Arguments::default();
         args.pair("-M", "microvm,memory-backend=mem,pit=off,pic=off,rtc=on,isa-serial=on,dump-guest-core=off,mem-merge=off,suppress-vmdesc=on");
         match self.accel {
@@ -113,7 +111,6 @@ impl Machine<'_> {
             format!("ringbuf,id={CONSOLE},size={}", limits::CONSOLE_BYTES),
         )
         .pair("-serial", format!("chardev:{CONSOLE}"));
-        let control = self.control;
         args.pair(
             "-chardev",
             format!("socket,id=control,fd={control},server=on,wait=off"),
@@ -237,10 +234,9 @@ mod tests {
             more_disks: &[],
             network: true,
             start,
-            control: 9,
         };
         machine
-            .arguments()
+            .arguments(9)
             .into_iter()
             .map(|word| word.into_string().unwrap())
             .collect()

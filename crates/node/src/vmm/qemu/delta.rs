@@ -10,6 +10,7 @@
 //! Numbers are little endian. The checksum comes last, so a file that was cut short, or whose pages never
 //! reached the disk, does not pass for whole. Both files are read hostile: they may be damaged.
 
+use super::create;
 use super::pages::{GuestMemory, PAGE};
 use crate::vmm::{DeltaFiles, DeltaStats, VmmError};
 use aws_lc_rs::digest::{Context, SHA256, SHA256_OUTPUT_LEN, digest};
@@ -17,7 +18,6 @@ use dormouse_core::limits::DEVICE_STATE_BYTES_MAX;
 use std::fs::File;
 use std::io::{self, BufReader, Read, Write};
 use std::ops::Range;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use tokio_util::sync::CancellationToken;
 
@@ -118,13 +118,7 @@ fn write(
     path: &Path,
     cancelled: &CancellationToken,
 ) -> io::Result<()> {
-    let file = File::options()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(path)?;
-    let mut out = Checked::new(file);
+    let mut out = Checked::new(create(path)?);
     let mut head = header.encode();
     for range in ranges {
         head.extend(range.start.to_le_bytes());

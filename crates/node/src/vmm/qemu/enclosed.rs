@@ -1,13 +1,14 @@
 //! What a machine's jail shows of the host: its disks, what they lie over, and what it starts from.
 
+use super::create;
 use crate::disk;
 use crate::host::jail::{read_only, writable};
 use crate::vmm::{BootSpec, RestoreSpec};
 use dormouse_core::limits;
 use dormouse_jail::Shown;
-use std::fs::{self, File};
+use std::fs;
 use std::io;
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 /// QEMU maps memory without a reservation only where it can read that here.
@@ -37,7 +38,7 @@ impl Enclosed {
         enclosed.show(&spec.kernel)?;
         enclosed.show(&spec.initramfs)?;
         if let Some(memory) = &spec.golden_memory {
-            create_sparse(memory, u64::from(spec.memory_mib) << 20)?;
+            create(memory)?.set_len(u64::from(spec.memory_mib) << 20)?;
             enclosed.lend(memory)?;
         }
         enclosed.lend(&spec.disk)?;
@@ -89,16 +90,6 @@ impl Enclosed {
         );
         Err(io::Error::new(io::ErrorKind::InvalidData, problem))
     }
-}
-
-fn create_sparse(path: &Path, bytes: u64) -> io::Result<()> {
-    let file = File::options()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(path)?;
-    file.set_len(bytes)
 }
 
 /// Lets others go through a folder to files whose names they know, without telling them any.

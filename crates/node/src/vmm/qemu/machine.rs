@@ -1,6 +1,7 @@
 //! One QEMU machine: its process, its control socket and its network slot.
 
 use super::command::CONSOLE;
+use super::create;
 use super::delta;
 use super::pages::GuestMemory;
 use super::process::{self, Process};
@@ -16,7 +17,6 @@ use dormouse_core::limits;
 use serde_json::{Value, json};
 use std::fs::File;
 use std::ops::Range;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -195,7 +195,7 @@ impl Instance for Arc<Machine> {
     async fn snapshot_golden(&self, state: &Path) -> Result<(), VmmError> {
         self.pause().await?;
         self.ignore_shared_memory().await?;
-        let file = create(state)?;
+        let file = create(state).map_err(VmmError::io("create device state"))?;
         let written = async {
             let arguments = |path: &str| json!({"uri": format!("file:{path}")});
             self.qmp
@@ -208,7 +208,7 @@ impl Instance for Arc<Machine> {
 
     async fn snapshot_delta(&self, files: &DeltaFiles) -> Result<DeltaStats, VmmError> {
         self.pause().await?;
-        let file = create(&files.state)?;
+        let file = create(&files.state).map_err(VmmError::io("create device state"))?;
         let arguments = |path: &str| json!({"filename": path, "live": false});
         let written = self
             .qmp
@@ -397,17 +397,6 @@ async fn explain_full_disk<T>(result: Result<T, VmmError>, file: &Path) -> Resul
         }
         _ => Err(error),
     }
-}
-
-/// Makes the file of a device state; QEMU is given it open.
-fn create(state: &Path) -> Result<File, VmmError> {
-    let file = File::options()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(state);
-    file.map_err(VmmError::io("create device state"))
 }
 
 fn utf8(path: &Path) -> Result<&str, VmmError> {

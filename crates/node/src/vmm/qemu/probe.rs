@@ -48,7 +48,6 @@ pub(in crate::vmm) async fn boot_probe(
             initramfs,
             append: &append,
         },
-        control: control.as_raw_fd(),
     };
     let shown = [kernel, initramfs].map(jail::read_only);
     let shown = shown.into_iter().collect::<std::io::Result<_>>();
@@ -59,7 +58,15 @@ pub(in crate::vmm) async fn boot_probe(
         kvm: accel == Accel::Kvm,
     };
     let began = Instant::now();
-    let process = Process::spawn(jailer, cell, machine.arguments(), scratch, None, control).await?;
+    let process = Process::spawn(
+        jailer,
+        cell,
+        machine.arguments(control.as_raw_fd()),
+        scratch,
+        None,
+        control,
+    )
+    .await?;
     let booted = async {
         let qmp = connect(scratch, &process).await?;
         until_booted(&qmp).await

@@ -69,7 +69,7 @@ impl Process {
             let _ = done.send(start(command).await);
         });
         match started.await {
-            Ok(Ok(Some(pid))) => Self::of_child(pid).map_err(VmmError::io("open pidfd")),
+            Ok(Ok(Some(process))) => Ok(process),
             Ok(Ok(None)) => Err(VmmError::Gone(last_words(run_dir))),
             Ok(Err(source)) => Err(VmmError::io("start jail")(source)),
             Err(_) => Err(VmmError::TimedOut("start of jail".to_owned())),
@@ -156,9 +156,9 @@ impl Process {
     }
 }
 
-/// Runs the jail, which starts its program and ends; answers with the program's process id. None where it could not: the
-/// log says why.
-async fn start(mut command: tokio::process::Command) -> io::Result<Option<u32>> {
+/// Runs the jail, which starts its program and ends; answers with the program's process. None where it could not: the log
+/// says why.
+async fn start(mut command: tokio::process::Command) -> io::Result<Option<Process>> {
     // The program then has this process for a parent once the jail is gone.
     set_child_subreaper(Some(rustix::process::getpid()))?;
     let mut jail = command.spawn()?;
@@ -172,7 +172,8 @@ async fn start(mut command: tokio::process::Command) -> io::Result<Option<u32>> 
         jail.wait().await
     };
     let ended = timeout(limits::JAIL_TIMEOUT, run).await??;
-    Ok(ended.success().then(|| said.trim().parse().ok()).flatten())
+    let pid = said.trim().parse().ok().filter(|_| ended.success());
+    pid.map(Process::of_child).transpose()
 }
 
 /// As the wait status that the standard library reads.

@@ -5,7 +5,7 @@
 //! of the daemon, while a record that named somebody else's slot would do harm.
 
 use super::process::ProcessId;
-use crate::host::jail;
+use crate::host::{self, jail};
 use crate::vmm::VmmError;
 use dormouse_core::egress::Egress;
 use serde::{Deserialize, Serialize};
@@ -85,8 +85,7 @@ impl MachineRecord {
 
 /// Tells one boot of the host from another.
 pub(super) fn boot_id() -> Result<String, VmmError> {
-    let id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id");
-    Ok(id.map_err(VmmError::io("read boot id"))?.trim().to_owned())
+    host::boot_id().map_err(VmmError::io("read boot id"))
 }
 
 #[cfg(test)]
