@@ -14,28 +14,25 @@ import concurrent.futures
 import http.client
 import os
 import random
-import shutil
 import signal
-import subprocess
 import sys
 import threading
 import time
 import traceback
 import uuid
-from pathlib import Path
 
 from botocore.exceptions import BotoCoreError, ClientError
 from harness.artifact import zip_folder
 from harness.cloud import Cloud
 from harness.daemon import CACHE, PROJECT, Daemon
+from harness.disk import SmallDisk
+from harness.host import leftovers, slots
 
 SECONDS = int(os.environ.get("DORMOUSE_SOAK_SECONDS", "900"))
 VMS = int(os.environ.get("DORMOUSE_SOAK_VMS", "30"))
 SEED = int(os.environ.get("DORMOUSE_SOAK_SEED", str(random.SystemRandom().randrange(10**6))))
 CLIENTS = 4
-HOME = CACHE / "soak"
-DISK = CACHE / "soak.ext4"
-DISK_GIB = 24
+DISK = SmallDisk(CACHE / "soak", 24)
 # What a full disk still has room for: the daemon's own records.
 LEFT_BYTES = 8 << 20
 FULL_S = 10
@@ -213,12 +210,8 @@ class Soak:
                     os.kill(pid, signal.SIGKILL)
 
     def fill_disk(self):
-        filler = HOME / "filler"
-        with filler.open("wb") as file:
-            disk = os.statvfs(HOME)
-            os.posix_fallocate(file.fileno(), 0, max(1, disk.f_bavail * disk.f_frsize - LEFT_BYTES))
-        time.sleep(FULL_S)
-        filler.unlink()
+        with DISK.full(LEFT_BYTES):
+            time.sleep(FULL_S)
 
     def settle(self, life):
         """Each must answer with all that it has confirmed."""
@@ -240,52 +233,20 @@ def reason(error):
     return text.split(":")[0] if text.startswith("status") else type(error).__name__
 
 
-def leftovers(daemon, before):
-    """What the host still has of MicroVMs that are over."""
-    left = [f"machine in {folder}" for folder in daemon.machines().values()]
-    left += [f"folder {path}" for path in (daemon.data_dir / "vms").iterdir()]
-    left += sorted(host() - before)
-    return left
-
-
-def host():
-    """The names of what slots are made of: namespaces, links, control groups, packet filters."""
-    names = {f"namespace {path.name}" for path in Path("/run/netns").glob("dm*")}
-    names |= {f"link {path.name}" for path in Path("/sys/class/net").glob("dm*")}
-    names |= {f"control group {path}" for path in Path("/sys/fs/cgroup").rglob("dormouse-*") if path.is_dir()}
-    tables = subprocess.run(["nft", "list", "tables"], capture_output=True, text=True, check=True).stdout
-    return names | {line for line in tables.splitlines() if "dormouse_" in line}
-
-
 def say(text):
     print(f"soak: {text}", flush=True)
 
 
-def mount():
-    unmount()
-    HOME.mkdir(parents=True)
-    with DISK.open("wb") as file:
-        file.truncate(DISK_GIB << 30)
-    subprocess.run(["mke2fs", "-q", "-F", "-t", "ext4", "-m", "0", DISK], check=True)
-    subprocess.run(["mount", "-o", "loop", DISK, HOME], check=True)
-
-
-def unmount():
-    subprocess.run(["umount", "--quiet", HOME], check=False, capture_output=True)
-    shutil.rmtree(HOME, ignore_errors=True)
-    DISK.unlink(missing_ok=True)
-
-
 def main():
     say(f"{SECONDS} s, {VMS} MicroVMs, DORMOUSE_SOAK_SEED={SEED}")
-    mount()
-    before = host()
-    config = HOME / "daemon.toml"
+    DISK.mount()
+    before = slots()
+    config = DISK.folder / "daemon.toml"
     config.write_text(CONFIG)
     log = CACHE / "soak.log"
     log.unlink(missing_ok=True)
     accel = os.environ.get("DORMOUSE_TEST_ACCEL", "auto")
-    daemon = Daemon(HOME / "data", log, options=["--config", str(config), "--accel", accel])
+    daemon = Daemon(DISK.folder / "data", log, options=["--config", str(config), "--accel", accel])
     try:
         daemon.start()
         cloud = Cloud(daemon, daemon.environment())
@@ -298,7 +259,7 @@ def main():
         left = leftovers(daemon, before)
     finally:
         daemon.sweep()
-        unmount()
+        DISK.unmount()
     print(f"\n{'actions':40}{'times':>8}{'slowest':>12}")
     for name, count in sorted(soak.counts.items()):
         slowest = f"{soak.slowest[name]:10.2f} s" if name in soak.slowest else ""

@@ -49,6 +49,8 @@ class Daemon:
         self.api_port = api_port or free_port()
         self.ingress_port = ingress_port or free_port()
         self.options = list(options)
+        # What it finds in its environment beside the harmless part of ours.
+        self.variables = {}
         self.process = None
 
     def start(self):
@@ -60,7 +62,8 @@ class Daemon:
         ]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=plain_environment(),
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                env=plain_environment() | self.variables,
                 # A Ctrl-C meant for the test must not reach the daemon before the test has cleaned up.
                 start_new_session=True,
             )

@@ -212,6 +212,14 @@ pub const DOMAINS_SWEEP: Duration = Duration::from_secs(5);
 /// Most ports and ranges in one endpoint token: it travels in a header.
 pub const TOKEN_GRANTS_MAX: usize = 100;
 
+/// Refusals for want of a right that one address gets a second, and at once after a silence; beyond that it
+/// is told to wait.
+pub const REFUSALS_PER_SECOND: u32 = 10;
+/// See [`REFUSALS_PER_SECOND`].
+pub const REFUSALS_BURST: u32 = 100;
+/// Addresses whose refusals are counted one by one; beyond that all others share a count.
+pub const REFUSED_SOURCES_MAX: usize = 4096;
+
 /// Age beyond which a signed request is refused, either way.
 pub const SIGV4_CLOCK_SKEW: Duration = Duration::from_secs(15 * 60);
 

@@ -171,14 +171,14 @@ impl Host {
         dir: &VmDir,
         machine: &dyn Instance,
     ) -> Result<(), LifecycleError> {
-        match tokio::fs::rename(dir.suspended(), dir.suspending()).await {
-            Err(source) if source.kind() != io::ErrorKind::NotFound => {
-                return Err(LifecycleError::Io {
-                    action: "take snapshot back",
-                    source,
-                });
-            }
-            _ => {}
+        // A disk that fails may fail again: what is not there needs no other name.
+        if tokio::fs::try_exists(dir.suspended())
+            .await
+            .map_err(io_error("look for a snapshot to take back"))?
+        {
+            tokio::fs::rename(dir.suspended(), dir.suspending())
+                .await
+                .map_err(io_error("take snapshot back"))?;
         }
         if let Err(error) = remove_tree(&dir.suspending()).await {
             tracing::warn!(microvm = %record.id, %error, "half a snapshot was not deleted");

@@ -6,7 +6,7 @@ use crate::config::Config;
 use crate::deletions::Deletions;
 use crate::domains::CustomDomains;
 use crate::headroom::Headroom;
-use crate::throttle::Throttle;
+use crate::throttle::{Refusals, Throttle};
 use dormouse_api::page::PageKey;
 use dormouse_core::{AccountId, EndpointId, ImageArn};
 use dormouse_ingress::{Metrics, TokenKeys};
@@ -37,6 +37,8 @@ pub(crate) struct App {
     pub(crate) headroom: Headroom,
     /// Who may call.
     pub(crate) throttle: Throttle,
+    /// Who was refused how often.
+    pub(crate) refusals: Refusals,
     /// Custom domains of MicroVMs.
     pub(crate) domains: Arc<CustomDomains>,
     /// What endpoint tokens are made with.

@@ -100,6 +100,8 @@ pub(crate) struct LogConfig {
     pub(crate) format: LogFormat,
     /// Whether each request to an endpoint has its line.
     pub(crate) access: bool,
+    /// Whether each call of the API has.
+    pub(crate) audit: bool,
 }
 
 /// How guests are executed.
@@ -315,6 +317,7 @@ struct RawBuild {
 struct RawLog {
     format: Option<LogFormat>,
     access: Option<bool>,
+    audit: Option<bool>,
 }
 
 impl Config {
@@ -357,6 +360,7 @@ impl Config {
                     .or(raw.log.format)
                     .unwrap_or(LogFormat::Text),
                 access: raw.log.access.unwrap_or(true),
+                audit: raw.log.audit.unwrap_or(true),
             },
             region,
         })

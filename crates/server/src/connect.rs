@@ -4,6 +4,7 @@
 //! API, STS and S3 the TLS ends here, with certificates of the internal CA for exactly those names. What is
 //! for an endpoint goes on to the ingress as it is. There is no way to any other host.
 
+use crate::audit::Peer;
 use crate::http::{self, Service};
 use bytes::Bytes;
 use dormouse_core::limits;
@@ -68,8 +69,9 @@ pub(crate) async fn serve(listener: TcpListener, connect: Arc<Connect>) {
     {
         match stop.run_until_cancelled(listener.accept()).await {
             None => break,
-            Some(Ok((stream, _))) => {
+            Some(Ok((stream, from))) => {
                 let client = Client {
+                    peer: Peer(from.ip()),
                     connect: Arc::clone(&connect),
                     place: Arc::new(place),
                     tasks: tasks.clone(),
@@ -89,6 +91,7 @@ pub(crate) async fn serve(listener: TcpListener, connect: Arc<Connect>) {
 /// One client's connection.
 #[derive(Clone)]
 struct Client {
+    peer: Peer,
     connect: Arc<Connect>,
     /// Its place under the limit; the tunnel keeps it.
     place: Arc<OwnedSemaphorePermit>,
@@ -147,7 +150,7 @@ impl Client {
             }
         };
         match destination {
-            Destination::Service => self.connect.serve_api(client).await,
+            Destination::Service => self.connect.serve_api(client, self.peer).await,
             Destination::Endpoint => {
                 stop.run_until_cancelled(self.connect.join_ingress(client))
                     .await;
@@ -195,10 +198,11 @@ impl Allowed {
 
 impl Connect {
     /// Takes the TLS off and serves the API.
-    async fn serve_api(&self, client: TokioIo<Upgraded>) {
+    async fn serve_api(&self, client: TokioIo<Upgraded>, peer: Peer) {
         match timeout(limits::TLS_HANDSHAKE_TIMEOUT, self.tls.accept(client)).await {
             Ok(Ok(stream)) => {
-                http::connection(stream, Arc::clone(&self.service), self.stop.clone()).await;
+                let service = Arc::clone(&self.service);
+                http::connection(stream, peer, service, self.stop.clone()).await;
             }
             Ok(Err(error)) => tracing::debug!(%error, "TLS handshake failed"),
             Err(_) => tracing::debug!("TLS handshake took too long"),

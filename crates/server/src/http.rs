@@ -6,15 +6,17 @@
 use crate::api::extension::{self, is_extension_path};
 use crate::api::{self, sts};
 use crate::app::App;
+use crate::audit::{self, Peer};
 use crate::keys::Keys;
 use crate::s3;
 use dormouse_api::route::is_control_path;
 use dormouse_core::limits;
+use dormouse_node::clock;
 use http::header::HOST;
 use http::request::Parts;
-use http::{HeaderValue, Request, Response};
+use http::{HeaderValue, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
-use hyper::body::Incoming;
+use hyper::body::{Bytes, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
@@ -47,8 +49,8 @@ pub(crate) async fn serve(listener: TcpListener, service: Arc<Service>, stop: Ca
             () = stop.cancelled() => break,
             accepted = listener.accept() => accepted,
         };
-        let stream = match accepted {
-            Ok((stream, _)) => stream,
+        let (stream, from) = match accepted {
+            Ok(accepted) => accepted,
             Err(error) => {
                 // Out of descriptors, mostly: others must close theirs first.
                 tracing::warn!(%error, "connection was not accepted");
@@ -56,7 +58,8 @@ pub(crate) async fn serve(listener: TcpListener, service: Arc<Service>, stop: Ca
                 continue;
             }
         };
-        let connection = connection(stream, Arc::clone(&service), stop.clone());
+        let peer = Peer(from.ip());
+        let connection = connection(stream, peer, Arc::clone(&service), stop.clone());
         connections.spawn(async move {
             connection.await;
             drop(place);
@@ -69,6 +72,7 @@ pub(crate) async fn serve(listener: TcpListener, service: Arc<Service>, stop: Ca
 /// Serves the requests of one connection until it ends.
 pub(crate) async fn connection(
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    peer: Peer,
     service: Arc<Service>,
     stop: CancellationToken,
 ) {
@@ -78,9 +82,10 @@ pub(crate) async fn connection(
         .header_read_timeout(limits::HTTP_HEAD_TIMEOUT)
         .max_headers(limits::HTTP_HEADERS_MAX)
         .max_buf_size(limits::HTTP_HEAD_BYTES_MAX);
-    let service = service_fn(move |request| {
+    let service = service_fn(move |mut request: Request<Incoming>| {
+        request.extensions_mut().insert(peer);
         let service = Arc::clone(&service);
-        async move { Ok::<_, Infallible>(answer(&service, request).await) }
+        async move { Ok::<_, Infallible>(answer(&service, peer, request).await) }
     });
     let connection = http.serve_connection(TokioIo::new(stream), service);
     tokio::pin!(connection);
@@ -93,7 +98,19 @@ pub(crate) async fn connection(
     }
 }
 
-async fn answer(service: &Service, request: Request<Incoming>) -> Response<s3::Body> {
+/// Answers a request, unless whoever sent it is refused too often: they learn no more.
+async fn answer(service: &Service, peer: Peer, request: Request<Incoming>) -> Response<s3::Body> {
+    let response = dispatch(service, request).await;
+    if response.status() != StatusCode::FORBIDDEN {
+        return response;
+    }
+    match service.app.refusals.admit(peer.0, clock::now()) {
+        Ok(()) => response,
+        Err(delay) => whole(api::refused_too_often(delay)),
+    }
+}
+
+async fn dispatch(service: &Service, request: Request<Incoming>) -> Response<s3::Body> {
     let (parts, body) = request.into_parts();
     service.keys.meet(&parts).await;
     if service.s3.is_named_by(host(&parts)) {
@@ -117,6 +134,11 @@ async fn answer(service: &Service, request: Request<Incoming>) -> Response<s3::B
         // The client is gone, or has broken HTTP: nobody reads this.
         Err(_) => api::body_too_large(),
     };
+    audit::record(&parts, &response);
+    whole(response)
+}
+
+fn whole(response: Response<Bytes>) -> Response<s3::Body> {
     response.map(|body| {
         Full::new(body)
             .map_err(|never| match never {})

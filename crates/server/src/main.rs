@@ -5,6 +5,7 @@ mod admission;
 mod api;
 mod app;
 mod assets;
+mod audit;
 mod aws_names;
 mod builds;
 mod cache;

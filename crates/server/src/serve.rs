@@ -19,7 +19,7 @@ use crate::objects::Objects;
 use crate::retention;
 use crate::s3;
 use crate::telemetry;
-use crate::throttle::Throttle;
+use crate::throttle::{Refusals, Throttle};
 use crate::upstreams::LocalUpstreams;
 use anyhow::{Context, Result};
 use dormouse_api::page::PageKey;
@@ -135,6 +135,7 @@ impl Running {
             traffic: proxy.metrics(),
             headroom: Headroom::new(&config.data_dir, config.capacity),
             throttle: Throttle::new(config.quotas.calls.clone()),
+            refusals: Refusals::default(),
             domains,
             tokens: Arc::clone(&tokens),
             pages: PageKey::new(&page_secret()?),

@@ -1,5 +1,6 @@
 //! The daemon's log: to standard error, for people or as JSON.
 
+use crate::audit::AUDIT_LOG;
 use crate::config::{LogConfig, LogFormat};
 use dormouse_ingress::ACCESS_LOG;
 use std::io::IsTerminal;
@@ -10,11 +11,13 @@ use tracing_subscriber::filter::{Directive, LevelFilter};
 pub(crate) fn start(config: LogConfig) {
     let default = format!("info,{}", crate::s3::LOG_DIRECTIVE);
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default));
-    let filter = if config.access {
-        filter
-    } else {
-        filter.add_directive(silent(ACCESS_LOG))
-    };
+    let logs = [(config.access, ACCESS_LOG), (config.audit, AUDIT_LOG)];
+    let filter = logs
+        .into_iter()
+        .fold(filter, |filter, (wanted, log)| match wanted {
+            true => filter,
+            false => filter.add_directive(silent(log)),
+        });
     let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)

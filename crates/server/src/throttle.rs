@@ -1,8 +1,10 @@
-//! Bounds how often an account may call each operation: a token bucket for each pair.
+//! Bounds how often an account may call each operation, and how often an address may be refused: token
+//! buckets.
 
 use dormouse_api::route::Operation;
-use dormouse_core::{AccountId, Timestamp};
+use dormouse_core::{AccountId, Timestamp, limits};
 use std::collections::{BTreeMap, HashMap};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -63,6 +65,45 @@ impl Throttle {
     }
 }
 
+/// What is left to each address of being refused.
+#[derive(Debug, Default)]
+pub(crate) struct Refusals {
+    buckets: Mutex<HashMap<IpAddr, Bucket>>,
+}
+
+impl Refusals {
+    const RATE: Rate = Rate {
+        per_second: limits::REFUSALS_PER_SECOND,
+        burst: limits::REFUSALS_BURST,
+    };
+    /// Stands for everybody that there is no place for.
+    const OTHERS: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+
+    /// Lets a refusal pass, or says after which time the next one would.
+    pub(crate) fn admit(&self, from: IpAddr, now: Timestamp) -> Result<(), Duration> {
+        // A bucket is whole after each statement.
+        let mut buckets = self.buckets.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut source = network(from);
+        if buckets.len() >= limits::REFUSED_SOURCES_MAX && !buckets.contains_key(&source) {
+            buckets.retain(|_, bucket| !bucket.is_full(Self::RATE, now));
+            if buckets.len() >= limits::REFUSED_SOURCES_MAX {
+                source = Self::OTHERS;
+            }
+        }
+        let full = || Bucket::full(Self::RATE, now);
+        let bucket = buckets.entry(source).or_insert_with(full);
+        bucket.take(Self::RATE, now)
+    }
+}
+
+/// Who has one address of IPv6 has 2^64 of them.
+fn network(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V4(address) => IpAddr::V4(address),
+        IpAddr::V6(address) => IpAddr::V6(Ipv6Addr::from_bits(address.to_bits() >> 64 << 64)),
+    }
+}
+
 /// Calls that may pass now, in thousandths, as of a moment.
 #[derive(Debug, Clone, Copy)]
 struct Bucket {
@@ -80,13 +121,22 @@ impl Bucket {
         }
     }
 
-    fn take(&mut self, rate: Rate, now: Timestamp) -> Result<(), Duration> {
+    fn fill(&mut self, rate: Rate, now: Timestamp) {
         // A call a second is a thousandth of a call a millisecond. A clock that was set back fills nothing.
         let elapsed_ms = u64::try_from(now.since(self.at).as_millis()).unwrap_or(u64::MAX);
         let gained = elapsed_ms.saturating_mul(u64::from(rate.per_second));
         let most = u64::from(rate.burst) * Self::CALL;
         self.millicalls = self.millicalls.saturating_add(gained).min(most);
         self.at = now;
+    }
+
+    fn is_full(mut self, rate: Rate, now: Timestamp) -> bool {
+        self.fill(rate, now);
+        self.millicalls >= u64::from(rate.burst) * Self::CALL
+    }
+
+    fn take(&mut self, rate: Rate, now: Timestamp) -> Result<(), Duration> {
+        self.fill(rate, now);
         if self.millicalls >= Self::CALL {
             self.millicalls -= Self::CALL;
             return Ok(());
@@ -139,6 +189,36 @@ mod tests {
             run(&account, 100_000).is_err(),
             "a silence saves up one burst"
         );
+    }
+
+    #[test]
+    fn an_address_is_refused_so_often_and_others_do_not_suffer() {
+        let refusals = Refusals::default();
+        let refuse = |from: &str, ms| refusals.admit(from.parse().unwrap(), Timestamp(ms));
+        for _ in 0..limits::REFUSALS_BURST {
+            assert_eq!(refuse("2001:db8::1", 0), Ok(()));
+        }
+        assert_eq!(refuse("2001:db8::2", 0), Err(Duration::from_millis(100)));
+        assert_eq!(refuse("2001:db8:0:1::1", 0), Ok(()), "another network");
+        assert_eq!(refuse("192.0.2.1", 0), Ok(()));
+        assert_eq!(refuse("2001:db8::1", 100), Ok(()));
+    }
+
+    #[test]
+    fn a_crowd_of_addresses_takes_no_more_than_its_room() {
+        let refusals = Refusals::default();
+        let crowd = |n: u32, ms| refusals.admit(Ipv4Addr::from_bits(n + 1).into(), Timestamp(ms));
+        let most = u32::try_from(limits::REFUSED_SOURCES_MAX).unwrap();
+        let admitted = (0..2 * most).filter(|&n| crowd(n, 0).is_ok()).count();
+        assert_eq!(admitted, (most + limits::REFUSALS_BURST) as usize);
+        let held = |refusals: &Refusals| refusals.buckets.lock().unwrap().len();
+        assert_eq!(held(&refusals), limits::REFUSED_SOURCES_MAX + 1);
+        assert_eq!(
+            crowd(3 * most, 60_000),
+            Ok(()),
+            "those who kept silent make room"
+        );
+        assert_eq!(held(&refusals), 1);
     }
 
     proptest! {

@@ -7,8 +7,6 @@ DORMOUSE_TEST_ACCEL (default tcg) says how the guests are executed.
 import concurrent.futures
 import json
 import os
-import shutil
-import subprocess
 from pathlib import Path
 
 import interruptions
@@ -17,6 +15,7 @@ import wire_check
 from harness.artifact import zip_folder
 from harness.cloud import Cloud
 from harness.daemon import CACHE, Daemon, free_port
+from harness.disk import SmallDisk
 
 HERE = Path(__file__).parent
 APPS = HERE.parent / "apps"
@@ -24,10 +23,10 @@ ACCEL = os.environ.get("DORMOUSE_TEST_ACCEL", "tcg")
 DISK_GIB = 24
 # In this order: those that end the daemon come last.
 MODULES = [
-    "test_api", "test_accounts", "test_quotas", "test_bad_artifacts", "test_dockerfile", "test_flow", "test_lost_machine", "test_clones",
+    "test_api", "test_audit", "test_accounts", "test_quotas", "test_bad_artifacts", "test_dockerfile", "test_flow", "test_lost_machine", "test_clones",
     "test_ingress", "test_races", "test_protocols", "test_browser", "test_limits", "test_names", "test_isolation", "test_connectors", "test_fuzz_api", "test_cli", "test_shell", "test_proxy", "test_oci", "test_lifecycle", "test_hooks",
     "test_resources", "test_disk_full", "test_waiting", "test_tags", "test_images",
-    "test_restart",
+    "test_ledger", "test_restart", "test_faults",
 ]
 
 
@@ -51,21 +50,18 @@ def pytest_terminal_summary(terminalreporter):
 
 
 @pytest.fixture(scope="session")
-def home():
-    """A folder with a file system of its own."""
-    folder = CACHE / "e2e"
-    disk = CACHE / "e2e.ext4"
-    subprocess.run(["umount", "--quiet", folder], check=False)
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    with disk.open("wb") as file:
-        file.truncate(DISK_GIB << 30)
-    subprocess.run(["mke2fs", "-q", "-F", "-t", "ext4", "-m", "0", disk], check=True)
-    subprocess.run(["mount", "-o", "loop", disk, folder], check=True)
-    yield folder
-    subprocess.run(["umount", folder], check=True)
-    folder.rmdir()
-    disk.unlink()
+def disk():
+    """A file system for the suite alone."""
+    disk = SmallDisk(CACHE / "e2e", DISK_GIB)
+    disk.mount()
+    yield disk
+    disk.unmount()
+
+
+@pytest.fixture(scope="session")
+def home(disk):
+    """Where it is."""
+    return disk.folder
 
 
 # The one size that has limits, and how much of it may be in flight.
@@ -122,6 +118,9 @@ EXPECTED = {
     "No space left on device": "test_disk_full",
     "host disk is full: machine stopped": "test_disk_full",
     "launch refused for lack of room on the host": "test_disk_full",
+    "Input/output error (os error 5)": "test_faults",
+    "Read-only file system (os error 30)": "test_faults",
+    "disk I/O error": "test_faults",
 }
 
 

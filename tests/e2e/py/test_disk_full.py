@@ -1,8 +1,5 @@
 """A full disk: a clear state, nothing corrupt, and all is well once there is room again."""
 
-import contextlib
-import os
-
 import pytest
 from botocore.exceptions import ClientError
 from harness.artifact import zip_files
@@ -13,21 +10,9 @@ LEFT_BYTES = 4 << 20
 
 
 @pytest.fixture
-def full_disk(cloud):
+def full_disk(disk):
     """Fills the data directory's file system for as long as it is entered."""
-
-    @contextlib.contextmanager
-    def fill():
-        filler = cloud.daemon.data_dir.parent / "filler"
-        disk = os.statvfs(filler.parent)
-        with filler.open("wb") as file:
-            os.posix_fallocate(file.fileno(), 0, disk.f_bavail * disk.f_frsize - LEFT_BYTES)
-        try:
-            yield
-        finally:
-            filler.unlink()
-
-    return fill
+    return lambda: disk.full(LEFT_BYTES)
 
 
 def test_suspend(vm, full_disk):

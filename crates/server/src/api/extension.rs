@@ -26,7 +26,7 @@ use dormouse_api::{ApiError, ErrorCode};
 use dormouse_core::AccountId;
 use http::header::{CONTENT_TYPE, HeaderValue};
 use http::request::Parts;
-use http::{Method, Response};
+use http::{Extensions, Method, Response};
 use percent_encoding::percent_decode_str;
 use serde::Serialize;
 use uuid::Uuid;
@@ -41,11 +41,14 @@ pub(crate) fn is_extension_path(path: &str) -> bool {
 /// Answers one request; `body` is whole and bounded already.
 pub(crate) async fn handle(app: &App, keys: &Keys, parts: &Parts, body: &[u8]) -> Response<Bytes> {
     let request_id = Uuid::new_v4();
-    let answered = match authenticate(app, keys, parts, body, "lambda") {
+    let mut marks = Extensions::new();
+    let answered = match authenticate(app, keys, parts, body, "lambda", &mut marks) {
         Ok(account) => answer(app, &account, parts, body).await,
         Err(error) => Err(error),
     };
-    answered.unwrap_or_else(|error| error.into_response(request_id))
+    let mut response = answered.unwrap_or_else(|error| error.into_response(request_id));
+    response.extensions_mut().extend(marks);
+    response
 }
 
 async fn answer(

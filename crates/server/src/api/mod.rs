@@ -23,6 +23,7 @@ mod versions;
 pub(crate) use connectors::resume as resume_connectors;
 
 use crate::app::App;
+use crate::audit::{Action, Caller};
 use crate::keys::Keys;
 use bytes::Bytes;
 use dormouse_api::ApiError;
@@ -34,10 +35,11 @@ use dormouse_core::image::life::UnderWay;
 use dormouse_core::{AccountId, limits};
 use dormouse_node::clock;
 use dormouse_store::{StoreError, Written};
-use http::{Response, request::Parts};
+use http::{Extensions, Response, request::Parts};
 use jiff::Timestamp;
 use serde::Serialize;
 use std::error::Error;
+use std::time::Duration;
 use uuid::Uuid;
 
 /// Answers one control request; `body` is whole and bounded already.
@@ -49,13 +51,16 @@ pub(crate) async fn handle(app: &App, keys: &Keys, parts: &Parts, body: &[u8]) -
         body,
         request_id,
     };
-    let response = match call.answer(keys).await {
-        Ok(response) => response,
-        Err(error) => error.into_response(request_id),
-    };
-    let status = response.status().as_u16();
-    tracing::debug!(%request_id, method = %parts.method, path = parts.uri.path(), status, "api call");
+    let mut marks = Extensions::new();
+    let answered = call.answer(keys, &mut marks).await;
+    let mut response = answered.unwrap_or_else(|error| error.into_response(request_id));
+    response.extensions_mut().extend(marks);
     response
+}
+
+/// Answers whoever was refused too often.
+pub(crate) fn refused_too_often(retry_after: Duration) -> Response<Bytes> {
+    ApiError::throttled(retry_after).into_response(Uuid::new_v4())
 }
 
 /// Refuses a request whose body is larger than any request's is.
@@ -71,9 +76,15 @@ struct Call<'a> {
 }
 
 impl Call<'_> {
-    async fn answer(&self, keys: &Keys) -> Result<Response<Bytes>, ApiError> {
-        let account = self.authenticate(keys)?;
+    /// `marks` become extensions of the answer: what the audit log says.
+    async fn answer(
+        &self,
+        keys: &Keys,
+        marks: &mut Extensions,
+    ) -> Result<Response<Bytes>, ApiError> {
+        let account = authenticate(self.app, keys, self.parts, self.body, "lambda", marks)?;
         let found = route(&self.parts.method, self.parts.uri.path())?;
+        marks.insert(Action(found.operation.name()));
         self.admit(&account, &found).await
     }
 
@@ -200,10 +211,6 @@ impl Call<'_> {
         }
     }
 
-    fn authenticate(&self, keys: &Keys) -> Result<AccountId, ApiError> {
-        authenticate(self.app, keys, self.parts, self.body, "lambda")
-    }
-
     /// What a deletion does about a build under way: AWS refuses, and knows no way to call a build off. With
     /// the query parameter `dormouse-cancel=true`, which no AWS client sends, it is called off.
     fn under_way(&self) -> UnderWay {
@@ -245,13 +252,14 @@ fn contended() -> ApiError {
     ApiError::conflict("Other requests change the same resource: try again")
 }
 
-/// The account whose key signed the request for this service.
+/// The account whose key signed the request for this service; the mark says it again.
 fn authenticate(
     app: &App,
     keys: &Keys,
     parts: &Parts,
     body: &[u8],
     service: &str,
+    marks: &mut Extensions,
 ) -> Result<AccountId, ApiError> {
     let scope = Scope {
         region: &app.config.region,
@@ -263,7 +271,11 @@ fn authenticate(
     let skew = limits::SIGV4_CLOCK_SKEW;
     let id = sigv4::verify(parts, body, scope, now, skew, lookup)?;
     let key = keys.get(id.as_str()).ok_or_else(ApiError::internal)?;
-    Ok(key.account.clone())
+    marks.insert(Caller {
+        account: key.account.clone(),
+        key: key.id,
+    });
+    Ok(key.account)
 }
 
 /// A fault of ours: logged here, and the client is told no more than that.

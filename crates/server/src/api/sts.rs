@@ -3,6 +3,7 @@
 
 use super::authenticate;
 use crate::app::App;
+use crate::audit::Action;
 use crate::keys::Keys;
 use bytes::Bytes;
 use dormouse_api::error::REQUEST_ID;
@@ -10,7 +11,7 @@ use dormouse_api::{ApiError, ErrorCode};
 use dormouse_core::AccountId;
 use http::header::{CONTENT_TYPE, HeaderValue};
 use http::request::Parts;
-use http::{Method, Response, StatusCode};
+use http::{Extensions, Method, Response, StatusCode};
 use percent_encoding::percent_decode_str;
 use uuid::Uuid;
 
@@ -29,12 +30,14 @@ pub(crate) fn is_for_sts(parts: &Parts) -> bool {
 /// Answers one request of STS; `body` is whole and bounded already.
 pub(crate) fn handle(app: &App, keys: &Keys, parts: &Parts, body: &[u8]) -> Response<Bytes> {
     let request_id = Uuid::new_v4();
-    let (status, xml) = match answer(app, keys, parts, body) {
+    let mut marks = Extensions::new();
+    let (status, xml) = match answer(app, keys, parts, body, &mut marks) {
         Ok(account) => (StatusCode::OK, identity(&account, request_id)),
         Err(failure) => (failure.status, failure.xml(request_id)),
     };
     let mut response = Response::new(Bytes::from(xml));
     *response.status_mut() = status;
+    *response.extensions_mut() = marks;
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/xml"));
     if let Ok(id) = HeaderValue::from_str(&request_id.to_string()) {
@@ -43,8 +46,14 @@ pub(crate) fn handle(app: &App, keys: &Keys, parts: &Parts, body: &[u8]) -> Resp
     response
 }
 
-fn answer(app: &App, keys: &Keys, parts: &Parts, body: &[u8]) -> Result<AccountId, Failure> {
-    let account = authenticate(app, keys, parts, body, "sts")?;
+fn answer(
+    app: &App,
+    keys: &Keys,
+    parts: &Parts,
+    body: &[u8],
+    marks: &mut Extensions,
+) -> Result<AccountId, Failure> {
+    let account = authenticate(app, keys, parts, body, "sts", marks)?;
     let action = form_value(body, "Action").ok_or_else(|| Failure {
         status: StatusCode::BAD_REQUEST,
         code: "MissingAction",
@@ -52,6 +61,7 @@ fn answer(app: &App, keys: &Keys, parts: &Parts, body: &[u8]) -> Result<AccountI
     })?;
     let version = form_value(body, "Version").unwrap_or_default();
     if action == "GetCallerIdentity" && version == VERSION {
+        marks.insert(Action("GetCallerIdentity"));
         return Ok(account);
     }
     Err(Failure {

@@ -93,6 +93,7 @@ fn every_key_has_its_place() {
         [log]
         format = "json"
         access = false
+        audit = false
         "#,
     )
     .unwrap();
@@ -117,7 +118,7 @@ fn every_key_has_its_place() {
     );
     assert_eq!(own["SuspendMicrovm"].burst, 4);
     assert_eq!(config.network.dns[0].to_string(), "9.9.9.9:53");
-    assert!(!config.log.access && config.metrics_addr.is_some());
+    assert!(!config.log.access && !config.log.audit && config.metrics_addr.is_some());
     let small = config.limits.of(512);
     assert_eq!(limits(small), (Some(4), Some(10), None));
     assert_eq!(
@@ -146,7 +147,7 @@ fn limits(limits: VmLimits) -> (Option<u32>, Option<u32>, Option<u64>) {
 #[test]
 fn an_endpoint_carries_what_it_does_on_aws_unless_told_otherwise() {
     let config = load("").unwrap();
-    assert!(config.log.access && config.metrics_addr.is_none());
+    assert!(config.log.access && config.log.audit && config.metrics_addr.is_none());
     assert_eq!(config.limits.response_timeout, None);
     for (mib, in_flight, a_second, mb) in [
         (512, 8, 10, 1),

@@ -12,7 +12,7 @@ use crate::headroom::Headroom;
 use crate::keys::Keys;
 use crate::objects::Objects;
 use crate::s3;
-use crate::throttle::Throttle;
+use crate::throttle::{Refusals, Throttle};
 use crate::upstreams::LocalUpstreams;
 use bytes::Bytes;
 use dormouse_api::page::PageKey;
@@ -190,6 +190,7 @@ impl World {
             traffic,
             headroom: Headroom::new(&config.data_dir, config.capacity),
             throttle: Throttle::new(config.quotas.calls.clone()),
+            refusals: Refusals::default(),
             domains: Arc::new(domains),
             tokens,
             pages: PageKey::new(&[7; 32]),
