@@ -278,6 +278,10 @@ pub const INITRAMFS_FILE_BYTES_MAX: u64 = 256 << 20;
 pub const AGENT_REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 /// Largest answer of the agent to a plain request, in bytes.
 pub const AGENT_BODY_BYTES_MAX: usize = 2 << 20;
+/// Largest answer of the agent that is JSON, in bytes.
+pub const AGENT_JSON_BYTES_MAX: usize = 64 << 10;
+/// Longest message of the agent that is repeated, in a log or a reason, in bytes.
+pub const AGENT_MESSAGE_BYTES_MAX: usize = 1024;
 /// Shells that may be open in one MicroVM at once.
 pub const SHELLS_MAX: usize = 32;
 /// What a shell started gets this long to end by itself once its client has hung up.

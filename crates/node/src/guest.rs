@@ -4,7 +4,7 @@
 //! time limit. Connections are never kept: a snapshot would freeze them half open.
 
 use crate::vmm::{Instance, Stream, VmmError};
-use bytes::Bytes;
+use bytes::{Buf, Bytes, BytesMut};
 use dormouse_core::guest::{
     AGENT_PORT, AgentError, AppSpec, AppStatus, COPY_SPEC, CopySpec, ExecSpec, Exit, FrameKind,
     GENERATION, Hello, LOG_NEXT, SHELL_PROTOCOL, ShellSpec, ThawSpec, TreeCopySpec, Trusted,
@@ -79,9 +79,9 @@ impl GuestError {
 #[derive(Debug)]
 pub enum Output {
     /// Bytes of standard output.
-    Stdout(Vec<u8>),
+    Stdout(Bytes),
     /// Bytes of standard error.
-    Stderr(Vec<u8>),
+    Stderr(Bytes),
 }
 
 /// The agent of one machine.
@@ -141,7 +141,10 @@ impl<'a> Guest<'a> {
     pub async fn wait_app(&self) -> Result<AppStatus, GuestError> {
         let what = "wait for app";
         let response = self.send(what, get("/v1/app/wait")).await?;
-        parse(what, &collect(what, response).await?)
+        parse(
+            what,
+            &collect(what, response, limits::AGENT_JSON_BYTES_MAX).await?,
+        )
     }
 
     /// The app's output from byte `after` on, and the offset to ask for next.
@@ -154,11 +157,24 @@ impl<'a> Guest<'a> {
             .get(LOG_NEXT)
             .and_then(|value| value.to_str().ok()?.parse().ok())
             .ok_or_else(|| nonsense(what, "no next offset"))?;
-        Ok((within(what, collect(what, response)).await?, next))
+        let read = collect(what, response, limits::AGENT_BODY_BYTES_MAX);
+        Ok((within(what, read).await?, next))
     }
 
     /// Runs a process to its end, handing on what it prints.
     pub async fn exec(
+        &self,
+        spec: &ExecSpec,
+        on_output: impl FnMut(Output) + Send,
+    ) -> Result<Exit, GuestError> {
+        // The agent ends the process in time, if it is honest.
+        let process = spec.process.timeout_s;
+        let process = process.unwrap_or(limits::BUILD_STEP_TIMEOUT_S);
+        let limit = Duration::from_secs(process) + limits::AGENT_REQUEST_TIMEOUT;
+        at_most(limit, "exec", self.run(spec, on_output)).await
+    }
+
+    async fn run(
         &self,
         spec: &ExecSpec,
         mut on_output: impl FnMut(Output) + Send,
@@ -166,7 +182,7 @@ impl<'a> Guest<'a> {
         let what = "exec";
         let response = self.send(what, post("/v1/exec", json_body(spec))).await?;
         let mut body = response.into_body();
-        let mut buffer = Vec::new();
+        let mut buffer = BytesMut::new();
         while let Some(frame) = body.frame().await {
             let frame = frame.map_err(|source| GuestError::Http {
                 request: what,
@@ -196,7 +212,7 @@ impl<'a> Guest<'a> {
         tar: impl tokio::io::AsyncRead + Send + Sync + 'static,
     ) -> Result<(), GuestError> {
         let request = with_copy_spec(post("/v1/copy", stream_body(tar)), spec)?;
-        self.send("copy", request).await.map(drop)
+        self.transfer("copy", request).await
     }
 
     /// Unpacks an archive, plain or compressed, where `spec` says; answers whether it is one. If it is
@@ -207,8 +223,8 @@ impl<'a> Guest<'a> {
         archive: impl tokio::io::AsyncRead + Send + Sync + 'static,
     ) -> Result<bool, GuestError> {
         let request = with_copy_spec(post("/v1/unpack", stream_body(archive)), spec)?;
-        match self.send("unpack", request).await {
-            Ok(_) => Ok(true),
+        match self.transfer("unpack", request).await {
+            Ok(()) => Ok(true),
             Err(GuestError::Refused { status, .. })
                 if status == StatusCode::UNSUPPORTED_MEDIA_TYPE =>
             {
@@ -226,7 +242,7 @@ impl<'a> Guest<'a> {
     ) -> Result<(), GuestError> {
         let path = format!("/v1/trees/{name}");
         let request = request(Method::PUT, &path, stream_body(tar));
-        self.send("tree", request).await.map(drop)
+        self.transfer("tree", request).await
     }
 
     /// Forgets a tree in memory.
@@ -240,7 +256,7 @@ impl<'a> Guest<'a> {
     pub async fn copy_tree(&self, name: &str, spec: &TreeCopySpec) -> Result<(), GuestError> {
         let path = format!("/v1/trees/{name}/copy");
         let request = post(&path, json_body(spec));
-        self.send("copy of tree", request).await.map(drop)
+        self.transfer("copy of tree", request).await
     }
 
     /// Lets programs inside trust more CAs; any lent before are taken back.
@@ -358,14 +374,28 @@ impl<'a> Guest<'a> {
         what: &'static str,
         request: Request<RequestBody>,
     ) -> Result<Box<dyn Stream>, GuestError> {
-        let response = within(what, self.send(what, request)).await?;
-        let upgraded = hyper::upgrade::on(response)
-            .await
-            .map_err(|source| GuestError::Http {
+        let upgraded = async {
+            let response = self.send(what, request).await?;
+            let upgraded = hyper::upgrade::on(response).await;
+            upgraded.map_err(|source| GuestError::Http {
                 request: what,
                 source,
-            })?;
+            })
+        };
+        let upgraded = within(what, upgraded).await?;
         Ok(Box::new(TokioIo::new(upgraded)))
+    }
+
+    /// Sends a request whose body, or the work on it, may take as long as a step of a build.
+    async fn transfer(
+        &self,
+        what: &'static str,
+        request: Request<RequestBody>,
+    ) -> Result<(), GuestError> {
+        let limit = Duration::from_secs(limits::BUILD_STEP_TIMEOUT_S);
+        at_most(limit, what, self.send(what, request))
+            .await
+            .map(drop)
     }
 
     async fn order(
@@ -384,11 +414,12 @@ impl<'a> Guest<'a> {
     ) -> Result<T, GuestError> {
         let exchange = async {
             let response = self.send(what, request).await?;
-            parse(what, &collect(what, response).await?)
+            parse(
+                what,
+                &collect(what, response, limits::AGENT_JSON_BYTES_MAX).await?,
+            )
         };
-        timeout(limit, exchange)
-            .await
-            .unwrap_or(Err(GuestError::TimedOut(what)))
+        at_most(limit, what, exchange).await
     }
 
     /// Sends one request on a connection of its own; an answer of 400 or above becomes an error.
@@ -426,9 +457,9 @@ async fn send_on(
         return Ok(response);
     }
     let status = response.status();
-    let body = collect(what, response).await?;
+    let body = collect(what, response, limits::AGENT_JSON_BYTES_MAX).await?;
     let message = match serde_json::from_slice::<AgentError>(&body) {
-        Ok(error) => error.message,
+        Ok(error) => quoted(&error.message),
         Err(_) => format!("{what} refused by guest agent with status {status}"),
     };
     Err(GuestError::Refused { status, message })
@@ -481,17 +512,29 @@ async fn within<T>(
     what: &'static str,
     exchange: impl Future<Output = Result<T, GuestError>>,
 ) -> Result<T, GuestError> {
-    timeout(limits::AGENT_REQUEST_TIMEOUT, exchange)
+    at_most(limits::AGENT_REQUEST_TIMEOUT, what, exchange).await
+}
+
+async fn at_most<T>(
+    limit: Duration,
+    what: &'static str,
+    exchange: impl Future<Output = Result<T, GuestError>>,
+) -> Result<T, GuestError> {
+    timeout(limit, exchange)
         .await
         .unwrap_or(Err(GuestError::TimedOut(what)))
 }
 
-async fn collect<B>(what: &'static str, response: Response<B>) -> Result<Bytes, GuestError>
+async fn collect<B>(
+    what: &'static str,
+    response: Response<B>,
+    bytes_max: usize,
+) -> Result<Bytes, GuestError>
 where
     B: Body<Data = Bytes>,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
-    Limited::new(response.into_body(), limits::AGENT_BODY_BYTES_MAX)
+    Limited::new(response.into_body(), bytes_max)
         .collect()
         .await
         .map(http_body_util::Collected::to_bytes)
@@ -505,19 +548,25 @@ fn parse<T: DeserializeOwned>(what: &'static str, body: &[u8]) -> Result<T, Gues
 fn nonsense(request: &'static str, problem: &str) -> GuestError {
     GuestError::Nonsense {
         request,
-        problem: problem.to_owned(),
+        problem: quoted(problem),
     }
 }
 
+/// What the agent says, as it may stand in a log or a reason: of one line, and no longer than a sentence.
+fn quoted(text: &str) -> String {
+    let end = text.floor_char_boundary(limits::AGENT_MESSAGE_BYTES_MAX);
+    text[..end].replace(char::is_control, " ")
+}
+
 /// Takes one whole frame off the front of `buffer`, if there is one.
-fn take_frame(buffer: &mut Vec<u8>) -> Result<Option<(FrameKind, Vec<u8>)>, GuestError> {
+fn take_frame(buffer: &mut BytesMut) -> Result<Option<(FrameKind, Bytes)>, GuestError> {
     let found = whole_frame(buffer).map_err(|error| nonsense("exec", &error.to_string()))?;
     let Some((kind, payload)) = found else {
         return Ok(None);
     };
-    let frame = buffer[payload.clone()].to_vec();
-    buffer.drain(..payload.end);
-    Ok(Some((kind, frame)))
+    let mut frame = buffer.split_to(payload.end);
+    frame.advance(payload.start);
+    Ok(Some((kind, frame.freeze())))
 }
 
 #[cfg(test)]
@@ -526,12 +575,21 @@ mod tests {
 
     #[test]
     fn frames_are_taken_whole() {
-        let mut buffer = vec![1, 0, 0, 0, 2, b'h', b'i', 3, 0, 0];
+        let mut buffer = BytesMut::from(&[1, 0, 0, 0, 2, b'h', b'i', 3, 0, 0][..]);
         let frame = take_frame(&mut buffer)
             .expect("a valid frame")
             .expect("a whole frame");
-        assert_eq!(frame, (FrameKind::Stdout, b"hi".to_vec()));
+        assert_eq!(frame, (FrameKind::Stdout, Bytes::from_static(b"hi")));
         assert!(take_frame(&mut buffer).expect("no error").is_none());
-        assert_eq!(buffer, [3, 0, 0]);
+        assert_eq!(buffer[..], [3, 0, 0]);
+    }
+
+    #[test]
+    fn what_an_agent_says_is_one_short_line() {
+        assert_eq!(quoted("no\u{1b}[2J such\nfile"), "no [2J such file");
+        assert_eq!(
+            quoted(&"ä".repeat(limits::AGENT_MESSAGE_BYTES_MAX)).len(),
+            1024
+        );
     }
 }

@@ -17,6 +17,7 @@ mod deadlines;
 mod ending;
 mod failures;
 mod hooks;
+mod hostile;
 mod journal;
 mod lab;
 mod races;

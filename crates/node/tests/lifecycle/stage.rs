@@ -1,5 +1,6 @@
 //! The fake VMM on a stage: each step of its machines can be held up, and each machine is watched.
 
+use crate::hostile::Malice;
 use async_trait::async_trait;
 use dormouse_core::microvm::State;
 use dormouse_node::vmm::fake::Fake;
@@ -7,6 +8,7 @@ use dormouse_node::vmm::{
     BootSpec, DeltaFiles, DeltaStats, ExitReason, Instance, RestoreSpec, Stream, Vmm, VmmError,
 };
 use futures_util::FutureExt;
+use std::collections::HashMap;
 use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -47,6 +49,8 @@ pub(crate) struct Stage {
 struct Inner {
     holds: Mutex<Vec<(Point, Arc<Held>)>>,
     machines: Mutex<Vec<(PathBuf, Arc<dyn Instance>)>>,
+    /// Folders of machines whose agents are not ours any more.
+    turned: Mutex<HashMap<PathBuf, Malice>>,
 }
 
 #[derive(Debug, Default)]
@@ -97,6 +101,12 @@ impl Stage {
         }
     }
 
+    /// From now on the agent of the machine in this folder is hostile.
+    pub(crate) fn turn(&self, run_dir: &Path, malice: Malice) {
+        let mut turned = self.inner.turned.lock().unwrap();
+        turned.insert(run_dir.to_owned(), malice);
+    }
+
     /// The machines in this folder that have not ended; more than one is an error of whoever made them.
     pub(crate) fn alive(&self, run_dir: &Path) -> Vec<Arc<dyn Instance>> {
         let machines = self.inner.machines.lock().unwrap();
@@ -115,6 +125,7 @@ impl Stage {
             .push((run_dir.to_owned(), Arc::clone(&machine)));
         Box::new(Actor {
             machine,
+            run_dir: run_dir.to_owned(),
             stage: self.clone(),
         })
     }
@@ -142,6 +153,7 @@ impl Vmm for Stage {
         Ok(found.map(|machine| -> Box<dyn Instance> {
             Box::new(Actor {
                 machine: Arc::from(machine),
+                run_dir: run_dir.to_owned(),
                 stage: self.clone(),
             })
         }))
@@ -159,6 +171,7 @@ impl Vmm for Stage {
 #[derive(Debug)]
 struct Actor {
     machine: Arc<dyn Instance>,
+    run_dir: PathBuf,
     stage: Stage,
 }
 
@@ -200,6 +213,17 @@ impl Instance for Actor {
 
     async fn connect(&self) -> Result<Box<dyn Stream>, VmmError> {
         self.stage.pass(Point::BeforeConnect).await;
+        let malice = self
+            .stage
+            .inner
+            .turned
+            .lock()
+            .unwrap()
+            .get(&self.run_dir)
+            .copied();
+        if let Some(malice) = malice {
+            return Ok(Box::new(malice.connect(Arc::default())));
+        }
         let stream = self.machine.connect().await?;
         Ok(Box::new(Wire {
             stream,

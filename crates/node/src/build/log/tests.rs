@@ -1,4 +1,5 @@
 use super::*;
+use bytes::Bytes;
 use regex::Regex;
 
 /// A log in a file of its own, read back with its times taken out.
@@ -22,7 +23,7 @@ impl Lab {
 }
 
 fn out(text: &str) -> Output {
-    Output::Stdout(text.as_bytes().to_vec())
+    Output::Stdout(Bytes::copy_from_slice(text.as_bytes()))
 }
 
 #[test]
@@ -65,7 +66,7 @@ fn a_failed_build_ends_with_what_a_person_needs() {
     for line in 0..30 {
         step.output(&out(&format!("line {line}\n")));
     }
-    step.output(&Output::Stderr(b"no rule".to_vec()));
+    step.output(&Output::Stderr(Bytes::from_static(b"no rule")));
     drop(step);
     let error = BuildError::StepFailed {
         line: 2,
