@@ -82,7 +82,7 @@ struct Agent {
 impl Agent {
     async fn answer(mut self, malice: Malice) -> io::Result<()> {
         let mut request = vec![0; 64 << 10];
-        self.stream.read(&mut request).await?;
+        let _ = self.stream.read(&mut request).await?;
         let ok = "HTTP/1.1 200 OK\r\n";
         let chunk = chunked(&[b'x'; 4096]);
         match malice {
@@ -109,7 +109,7 @@ impl Agent {
             Malice::AnswersTwice => {
                 let answer = format!("{ok}content-length: 2\r\n\r\n{{}}");
                 self.send(answer.repeat(2).as_bytes()).await?;
-                self.stream.read(&mut request).await?;
+                let _ = self.stream.read(&mut request).await?;
             }
             Malice::Noise => {
                 self.flood("", &[0xff, 0x00, 0x0d, 0x0a].repeat(1000))
