@@ -96,13 +96,14 @@ class Cloud:
             more["idlePolicy"] = dict(zip(names, idle, strict=True))
         return Vm(self, self.vms.run_microvm(imageIdentifier=image_arn, **more))
 
+    def states(self):
+        """The states of all MicroVMs, by id."""
+        pages = self.vms.get_paginator("list_microvms").paginate()
+        return {item["microvmId"]: item["state"] for page in pages for item in page["items"]}
+
     def terminate_all(self, timeout_s=60):
         """Terminates whatever lives and waits until it is gone."""
-        pages = self.vms.get_paginator("list_microvms")
-        live = [
-            item["microvmId"] for page in pages.paginate() for item in page["items"]
-            if item["state"] not in ENDED
-        ]
+        live = [vm_id for vm_id, state in self.states().items() if state not in ENDED]
         for vm_id in live:
             self.vms.terminate_microvm(microvmIdentifier=vm_id)
         for vm_id in live:
