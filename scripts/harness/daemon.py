@@ -13,7 +13,9 @@ from pathlib import Path
 
 PROJECT = Path(__file__).resolve().parents[2]
 CACHE = Path(os.environ.get("DORMOUSE_CACHE", PROJECT / ".cache")).resolve()
-BINARY = Path(os.environ.get("DORMOUSE_BINARY", PROJECT / "target/release/dormouse"))
+# Where cargo builds.
+TARGET = Path(os.environ.get("CARGO_TARGET_DIR", PROJECT / "target")).resolve()
+BINARY = Path(os.environ.get("DORMOUSE_BINARY", TARGET / "release/dormouse"))
 # The first start probes KVM and makes keys; software emulation is slow.
 START_TIMEOUT_S = 120
 STOP_TIMEOUT_S = 60
