@@ -24,10 +24,10 @@ from pathlib import Path
 import bench_ingress
 from harness.artifact import zip_files, zip_folder
 from harness.cloud import Cloud
-from harness.daemon import CACHE, PROJECT, Daemon
+from harness.daemon import CACHE, PROJECT, TARGET, Daemon
 
 HOME = CACHE / "bench"
-RESULT = Path(os.environ.get("CARGO_TARGET_DIR", PROJECT / "target")) / "bench.json"
+RESULT = TARGET / "bench.json"
 RUNS = int(os.environ.get("DORMOUSE_BENCH_RUNS", "20"))
 COLD_BOOTS = int(os.environ.get("DORMOUSE_BENCH_COLD_BOOTS", "10"))
 CLONES = 20

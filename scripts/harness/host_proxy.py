@@ -2,13 +2,11 @@
 
 import contextlib
 import json
-import os
 import subprocess
-from pathlib import Path
 
-from .daemon import PROJECT
+from .daemon import PROJECT, TARGET
 
-BINARY = Path(os.environ.get("CARGO_TARGET_DIR", PROJECT / "target")) / "release/examples/bench_proxy"
+BINARY = TARGET / "release/examples/bench_proxy"
 
 
 def build():
