@@ -5,7 +5,7 @@
 
 use crate::affinity::{self, Scattered};
 use crate::cgroup::Cgroup;
-use crate::{console, disk, etc, random, sockets};
+use crate::{console, disk, etc, random, sockets, timers};
 use dormouse_core::guest::ThawSpec;
 use rustix::time::{ClockId, Timespec, clock_settime};
 use std::io;
@@ -151,6 +151,7 @@ impl Freezer {
             return Err(FreezeError::DiskFrozen);
         }
         set_clock(spec.wall_clock_ns).map_err(FreezeError::step("set the clock"))?;
+        timers::run_due().map_err(FreezeError::step("run timers that are due"))?;
         random::reseed(&seed).map_err(FreezeError::step("reseed the random generator"))?;
         sockets::abort_outbound().map_err(FreezeError::step("abort stale connections"))?;
         etc::set_hostname(&spec.hostname).map_err(FreezeError::step("set the host name"))?;

@@ -37,6 +37,7 @@ mod server;
 mod shell;
 mod sockets;
 mod terminal;
+mod timers;
 mod tree_copy;
 mod trees;
 mod trust;

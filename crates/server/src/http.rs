@@ -98,44 +98,52 @@ pub(crate) async fn connection(
     }
 }
 
-/// Answers a request, unless whoever sent it is refused too often: they learn no more.
+/// Answers a request; one for the control API has a line in the audit log.
 async fn answer(service: &Service, peer: Peer, request: Request<Incoming>) -> Response<s3::Body> {
-    let response = dispatch(service, request).await;
+    let (parts, body) = request.into_parts();
+    service.keys.meet(&parts).await;
+    let for_control = !service.s3.is_named_by(host(&parts))
+        && (sts::is_for_sts(&parts)
+            || is_extension_path(parts.uri.path())
+            || is_control_path(parts.uri.path()));
+    if !for_control {
+        let response = service.s3.call(Request::from_parts(parts, body)).await;
+        return bounded(service, peer, response);
+    }
+    let response = control(service, &parts, body).await;
+    let response = bounded(service, peer, whole(response));
+    audit::record(&parts, &response);
+    response
+}
+
+/// A refusal only as long as whoever sent the request is not refused too often: they learn no more.
+fn bounded(service: &Service, peer: Peer, response: Response<s3::Body>) -> Response<s3::Body> {
     if response.status() != StatusCode::FORBIDDEN {
         return response;
     }
     match service.app.refusals.admit(peer.0, clock::now()) {
         Ok(()) => response,
-        Err(delay) => whole(api::refused_too_often(delay)),
+        Err(delay) => {
+            let mut instead = whole(api::refused_too_often(delay));
+            *instead.extensions_mut() = response.extensions().clone();
+            instead
+        }
     }
 }
 
-async fn dispatch(service: &Service, request: Request<Incoming>) -> Response<s3::Body> {
-    let (parts, body) = request.into_parts();
-    service.keys.meet(&parts).await;
-    if service.s3.is_named_by(host(&parts)) {
-        return service.s3.call(Request::from_parts(parts, body)).await;
-    }
-    let for_sts = sts::is_for_sts(&parts);
-    let for_extension = is_extension_path(parts.uri.path());
-    if !for_sts && !for_extension && !is_control_path(parts.uri.path()) {
-        return service.s3.call(Request::from_parts(parts, body)).await;
-    }
-    let response = match Limited::new(body, limits::API_BODY_BYTES_MAX)
-        .collect()
-        .await
-    {
-        Ok(body) if for_sts => sts::handle(&service.app, &service.keys, &parts, &body.to_bytes()),
-        Ok(body) if for_extension => {
-            extension::handle(&service.app, &service.keys, &parts, &body.to_bytes()).await
+async fn control(service: &Service, parts: &Parts, body: Incoming) -> Response<Bytes> {
+    let (app, keys) = (&service.app, &service.keys);
+    let whole_body = Limited::new(body, limits::API_BODY_BYTES_MAX).collect();
+    match whole_body.await.map(|body| body.to_bytes()) {
+        Ok(body) if sts::is_for_sts(parts) => sts::handle(app, keys, parts, &body),
+        Ok(body) if is_extension_path(parts.uri.path()) => {
+            extension::handle(app, keys, parts, &body).await
         }
-        Ok(body) => api::handle(&service.app, &service.keys, &parts, &body.to_bytes()).await,
+        Ok(body) => api::handle(app, keys, parts, &body).await,
         Err(error) if error.is::<LengthLimitError>() => api::body_too_large(),
         // The client is gone, or has broken HTTP: nobody reads this.
         Err(_) => api::body_too_large(),
-    };
-    audit::record(&parts, &response);
-    whole(response)
+    }
 }
 
 fn whole(response: Response<Bytes>) -> Response<s3::Body> {

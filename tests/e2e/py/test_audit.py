@@ -53,6 +53,8 @@ def test_whoever_is_refused_too_often_waits_and_nobody_else(cloud):
             break
     assert (status, headers["x-amzn-errortype"]) == (429, "ThrottlingException")
     assert int(headers["retry-after"]) >= 1
+    [line] = lines(cloud, headers["x-amzn-requestid"])
+    assert (line["source"], line["status"], line["error"]) == (ELSEWHERE, 429, "ThrottlingException")
     # Whoever is known is let in, wherever they are.
     assert cloud.vms.list_microvms()["items"] is not None
 

@@ -98,3 +98,35 @@ def test_twenty_at_once_each_with_its_own_state(cloud, probe_image):
     for vm, _ in lives:
         vm.wait("TERMINATED")
     assert not {vm.id for vm, _ in lives} & set(cloud.daemon.machine_pids())
+
+
+def test_all_clocks_go_on_in_a_sleep(vm):
+    clocks = ("time", "monotonic", "boottime")
+    vm.endpoint.post("/alarm?seconds=8")
+    before = vm.endpoint.get("/state").json()
+    for _ in range(2):
+        vm.suspend()
+        vm.wait("SUSPENDED")
+        time.sleep(12)
+        woken = time.time()
+        after = vm.endpoint.get("/state").json()
+        gone = {clock: after[clock] - before[clock] for clock in clocks}
+        assert gone["time"] > 12
+        assert max(gone.values()) - min(gone.values()) < 0.2, gone
+        before = after
+    (fired,) = vm.endpoint.get("/state").json()["alarms"]
+    assert fired < woken - 12, "it fired after the first of two sleeps"
+
+
+def test_a_timer_that_was_due_in_the_sleep_fires_at_once(vm):
+    vm.endpoint.post("/alarm?seconds=30")
+    vm.suspend()
+    vm.wait("SUSPENDED")
+    time.sleep(32)
+    woken = time.time()
+    vm.endpoint.get("/state")
+    deadline = time.monotonic() + 10
+    while not (alarms := vm.endpoint.get("/state").json()["alarms"]):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert woken <= alarms[0] + 0.5 and alarms[0] < woken + 5, (woken, alarms)

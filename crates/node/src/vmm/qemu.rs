@@ -15,8 +15,9 @@
 //!
 //! The end of the guest's console is kept in QEMU and read with `ringbuf-read` on the folder's `qmp.sock`.
 
-mod clock;
+mod clocks;
 mod command;
+mod counter;
 mod delta;
 mod enclosed;
 mod machine;
@@ -30,7 +31,7 @@ pub use command::Accel;
 pub(super) use probe::boot_probe;
 
 use super::qmp::{self, Qmp};
-use super::{BootSpec, DeltaFiles, Instance, RestoreSpec, StateSource, Vmm, VmmError};
+use super::{BootSpec, Instance, RestoreSpec, StateSource, Vmm, VmmError};
 use crate::host::cgroup::Share;
 use crate::host::jail::{self, Cell, Jailer};
 use crate::host::slot::{Slot, SlotError, SlotPool};
@@ -60,8 +61,8 @@ pub struct Qemu {
     jailer: Jailer,
     accel: Accel,
     slots: Arc<SlotPool>,
-    /// Speed of the guest's clock; measured once.
-    tsc_khz: OnceCell<u64>,
+    /// What guests compute their clocks from; measured once.
+    clocks: OnceCell<clocks::Source>,
     /// Machines that this process holds, by folder.
     held: Mutex<HashMap<PathBuf, Weak<Machine>>>,
 }
@@ -74,7 +75,7 @@ impl Qemu {
             jailer,
             accel,
             slots,
-            tsc_khz: OnceCell::new(),
+            clocks: OnceCell::new(),
             held: Mutex::default(),
         }
     }
@@ -179,14 +180,9 @@ impl Qemu {
         lock(&self.held).get(run_dir).and_then(Weak::upgrade)
     }
 
-    async fn kernel_append(&self) -> Result<String, VmmError> {
-        let measured = self
-            .tsc_khz
-            .get_or_try_init(|| tokio::task::spawn_blocking(clock::tsc_khz));
-        let khz = measured
-            .await
-            .map_err(|error| VmmError::io("measure clock")(error.into()))?;
-        Ok(command::kernel_append(self.accel, *khz))
+    async fn clocks(&self) -> Result<clocks::Source, VmmError> {
+        let measured = self.clocks.get_or_try_init(|| clocks::of(self.accel));
+        measured.await.copied()
     }
 }
 
@@ -200,7 +196,7 @@ impl Vmm for Qemu {
     }
 
     async fn boot(&self, spec: &BootSpec) -> Result<Box<dyn Instance>, VmmError> {
-        let append = self.kernel_append().await?;
+        let append = command::kernel_append(self.clocks().await?);
         let machine = command::Machine {
             accel: self.accel,
             memory_mib: spec.memory_mib,
@@ -229,6 +225,7 @@ impl Vmm for Qemu {
     }
 
     async fn restore(&self, spec: &RestoreSpec) -> Result<Box<dyn Instance>, VmmError> {
+        let clocks = self.clocks().await?;
         let machine = command::Machine {
             accel: self.accel,
             memory_mib: spec.memory_mib,
@@ -246,11 +243,11 @@ impl Vmm for Qemu {
         let machine = self
             .start(&spec.run_dir, &machine, enclosed, &spec.disk, egress)
             .await?;
-        let (state, pages): (&Path, Option<DeltaFiles>) = match &spec.state {
-            StateSource::Golden(state) => (state, None),
-            StateSource::Delta(files) => (&files.state, Some(files.clone())),
+        let loaded = match &spec.state {
+            StateSource::Golden(state) => machine.load_golden(state).await,
+            StateSource::Delta(files) => machine.load_delta(files.clone(), clocks).await,
         };
-        if let Err(error) = machine.load(state, pages).await {
+        if let Err(error) = loaded {
             if let Err(error) = machine.kill().await {
                 let run_dir = spec.run_dir.display();
                 tracing::error!(%run_dir, %error, "failed machine not cleaned up");

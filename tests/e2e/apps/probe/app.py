@@ -44,6 +44,7 @@ class State:
         self.watch = Watch()
         self.ballast = []
         self.cut_uploads = 0
+        self.alarms = []
         self.child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1e9)"])
 
     def visit(self):
@@ -83,10 +84,18 @@ class Handler(BaseHTTPRequestHandler):
             "hostname": socket.gethostname(),
             "time": time.time(),
             "monotonic": time.monotonic(),
+            "boottime": time.clock_gettime(time.CLOCK_BOOTTIME),
+            "alarms": state.alarms,
             "random": os.urandom(32).hex(),
             "uid": os.getuid(),
             "cut_uploads": state.cut_uploads,
         })
+
+    def post_alarm(self):
+        """Notes when a timer of a monotonic clock, `seconds` from now, has run out."""
+        alarms = self.server.state.alarms
+        threading.Timer(float(self.query["seconds"]), lambda: alarms.append(time.time())).start()
+        self.answer({"set": True})
 
     def post_file(self):
         body = self.read_body()

@@ -3,6 +3,7 @@
 //! Boot and restore describe the same machine, or its device state would not fit. They differ in what
 //! stands behind the memory and in whether there is a kernel: a restored guest has it in its memory.
 
+use super::clocks;
 use crate::vmm::AttachedDisk;
 use dormouse_core::limits;
 use serde_json::json;
@@ -69,13 +70,15 @@ pub(super) struct Machine<'a> {
 }
 
 /// The kernel's command line. Software emulation has no timer that a loaded host serves reliably enough
-/// to measure the clock by, so the guest is told how fast it ticks (`tsc_khz`).
-pub(super) fn kernel_append(accel: Accel, tsc_khz: u64) -> String {
-    // Interrupts go where the agent works when it wakes.
-    let common = "console=ttyS0 quiet loglevel=4 panic=-1 cryptomgr.notests random.trust_cpu=on irqaffinity=0";
-    match accel {
-        Accel::Kvm => common.to_owned(),
-        Accel::Tcg => format!("{common} tsc=reliable tsc_early_khz={tsc_khz}"),
+/// to measure the clock by, so the guest is told how fast it ticks.
+pub(super) fn kernel_append(clocks: clocks::Source) -> String {
+    // Interrupts go where the agent works when it wakes. A guest that wakes finds its clocks hours on: no watchdog shall take
+    // that for a processor that hangs.
+    let common = "console=ttyS0 quiet loglevel=4 panic=-1 cryptomgr.notests random.trust_cpu=on irqaffinity=0 \
+        nosoftlockup rcupdate.rcu_cpu_stall_suppress=1 workqueue.watchdog_thresh=0";
+    match clocks {
+        clocks::Source::Kvmclock => common.to_owned(),
+        clocks::Source::Counter { khz } => format!("{common} tsc=reliable tsc_early_khz={khz}"),
     }
 }
 
@@ -285,7 +288,8 @@ mod tests {
 
     #[test]
     fn emulated_guest_is_told_its_clock() {
-        assert!(kernel_append(Accel::Tcg, 2_596_000).contains("tsc_early_khz=2596000"));
-        assert!(!kernel_append(Accel::Kvm, 1).contains("tsc"));
+        let counter = clocks::Source::Counter { khz: 2_596_000 };
+        assert!(kernel_append(counter).contains("tsc_early_khz=2596000"));
+        assert!(!kernel_append(clocks::Source::Kvmclock).contains("tsc"));
     }
 }

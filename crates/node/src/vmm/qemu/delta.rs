@@ -1,7 +1,7 @@
 //! The file of pages that a suspended machine has over its golden memory.
 //!
 //! ```text
-//! header    magic, version, page size, memory length, page count, range count,
+//! header    magic, version, page size, memory length, page count, range count, when it was paused,
 //!           length and SHA-256 of the device state that belongs to it
 //! ranges    first page number and count, 8 bytes each, in order, without overlap
 //! pages     4096 bytes each, in the order of the ranges
@@ -22,8 +22,8 @@ use std::path::Path;
 use tokio_util::sync::CancellationToken;
 
 const MAGIC: [u8; 8] = *b"dmdelta\0";
-const VERSION: u32 = 1;
-const HEADER_LEN: usize = 8 + 4 + 4 + 8 * 4 + SHA256_OUTPUT_LEN;
+const VERSION: u32 = 2;
+const HEADER_LEN: usize = 8 + 4 + 4 + 8 * 5 + SHA256_OUTPUT_LEN;
 const RANGE_LEN: usize = 16;
 /// Pages read or written in one go.
 const BATCH: u64 = 256;
@@ -35,14 +35,26 @@ struct Header {
     memory_len: u64,
     pages: u64,
     ranges: u64,
+    /// Nanoseconds since the Unix epoch.
+    paused_at: u64,
     state_len: u64,
     state_digest: [u8; SHA256_OUTPUT_LEN],
+}
+
+/// What was read of a suspended machine.
+#[derive(Debug)]
+pub(super) struct Loaded {
+    /// Its device state, which the saved pages belong to.
+    pub(super) state: Vec<u8>,
+    /// When its clocks stood still, in nanoseconds since the Unix epoch.
+    pub(super) paused_at: u64,
 }
 
 /// Writes the pages of `memory` that are not golden, bound to the device state that is there already.
 /// Both files are on disk when this returns. Blocks; ends early once `cancelled`.
 pub(super) fn save(
     memory: &GuestMemory,
+    paused_at: u64,
     files: &DeltaFiles,
     cancelled: &CancellationToken,
 ) -> Result<DeltaStats, VmmError> {
@@ -57,6 +69,7 @@ pub(super) fn save(
         memory_len: memory.len(),
         pages,
         ranges: ranges.len() as u64,
+        paused_at,
         state_len: state.len() as u64,
         state_digest: sha256(&state),
     };
@@ -72,7 +85,7 @@ pub(super) fn load(
     memory: &GuestMemory,
     files: &DeltaFiles,
     cancelled: &CancellationToken,
-) -> Result<(), VmmError> {
+) -> Result<Loaded, VmmError> {
     let damaged = |path: &Path, problem: &str| VmmError::Damaged {
         path: path.to_owned(),
         problem: problem.to_owned(),
@@ -92,7 +105,10 @@ pub(super) fn load(
             "not the one that the saved pages belong to",
         ));
     }
-    Ok(())
+    Ok(Loaded {
+        state,
+        paused_at: header.paused_at,
+    })
 }
 
 fn read_state(path: &Path) -> io::Result<Vec<u8>> {
@@ -199,7 +215,13 @@ impl Header {
         bytes.extend(MAGIC);
         bytes.extend(VERSION.to_le_bytes());
         bytes.extend((PAGE as u32).to_le_bytes());
-        for number in [self.memory_len, self.pages, self.ranges, self.state_len] {
+        for number in [
+            self.memory_len,
+            self.pages,
+            self.ranges,
+            self.paused_at,
+            self.state_len,
+        ] {
             bytes.extend(number.to_le_bytes());
         }
         bytes.extend(self.state_digest);
@@ -214,7 +236,7 @@ impl Header {
             .split_at_checked(8)
             .ok_or_else(|| invalid("no header"))?;
         let (numbers, digest) = rest
-            .split_at_checked(32)
+            .split_at_checked(40)
             .ok_or_else(|| invalid("no header"))?;
         if magic != MAGIC {
             return Err(invalid("not a file of saved pages"));
@@ -222,13 +244,14 @@ impl Header {
         if kind != [VERSION.to_le_bytes(), (PAGE as u32).to_le_bytes()].as_flattened() {
             return Err(invalid("another version or page size"));
         }
-        let [memory_len, pages, ranges, state_len] = numbers.as_chunks().0 else {
+        let [memory_len, pages, ranges, paused_at, state_len] = numbers.as_chunks().0 else {
             return Err(invalid("no header"));
         };
         Ok(Self {
             memory_len: u64::from_le_bytes(*memory_len),
             pages: u64::from_le_bytes(*pages),
             ranges: u64::from_le_bytes(*ranges),
+            paused_at: u64::from_le_bytes(*paused_at),
             state_len: u64::from_le_bytes(*state_len),
             state_digest: digest.try_into().map_err(|_| invalid("no header"))?,
         })
@@ -356,6 +379,7 @@ mod tests {
             memory_len: memory.len(),
             pages: ranges.iter().map(|range| range.end - range.start).sum(),
             ranges: ranges.len() as u64,
+            paused_at: 1_700_000_000_000_000_000,
             state_len: 9,
             state_digest: sha256(b"registers"),
         };
@@ -376,7 +400,10 @@ mod tests {
 
     fn load_into_blank(saved: &Saved) -> Result<GuestMemory, VmmError> {
         let memory = blank(&saved.blank);
-        load(&memory, &saved.files, &CancellationToken::new()).map(|()| memory)
+        let loaded = load(&memory, &saved.files, &CancellationToken::new())?;
+        assert_eq!(loaded.state, b"registers");
+        assert_eq!(loaded.paused_at, 1_700_000_000_000_000_000);
+        Ok(memory)
     }
 
     #[test]

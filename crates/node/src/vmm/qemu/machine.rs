@@ -1,11 +1,13 @@
 //! One QEMU machine: its process, its control socket and its network slot.
 
+use super::clocks;
 use super::command::CONSOLE;
 use super::create;
 use super::delta;
 use super::pages::GuestMemory;
 use super::process::{self, Process};
 use super::record::MachineRecord;
+use crate::clock;
 use crate::disk;
 use crate::host::jail;
 use crate::host::slot::Slot;
@@ -14,9 +16,12 @@ use crate::vmm::{DeltaFiles, DeltaStats, ExitReason, Instance, Stream, VmmError}
 use async_trait::async_trait;
 use dormouse_core::guest::AGENT_PORT;
 use dormouse_core::limits;
+use rustix::fs::{MemfdFlags, memfd_create};
 use serde_json::{Value, json};
 use std::fs::File;
+use std::io::{self, Write};
 use std::ops::Range;
+use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -77,21 +82,40 @@ impl Machine {
         })
     }
 
-    /// Loads a device state into a machine that waits for one, after the pages that belong to it.
-    pub(super) async fn load(
+    /// Loads the device state of a golden snapshot into a machine that waits for one.
+    pub(super) async fn load_golden(&self, state: &Path) -> Result<(), VmmError> {
+        self.ignore_shared_memory().await?;
+        let file = File::open(state).map_err(VmmError::io("open device state"))?;
+        self.load_state(file).await
+    }
+
+    /// Loads what a suspended machine left into one that waits for it; its clocks go on as if it had not slept.
+    pub(super) async fn load_delta(
         &self,
-        state: &Path,
-        pages: Option<DeltaFiles>,
+        files: DeltaFiles,
+        clocks: clocks::Source,
     ) -> Result<(), VmmError> {
         self.ignore_shared_memory().await?;
-        if let Some(files) = pages {
-            // Devices read the guest's memory while they load, so it has to be in place before.
-            self.with_memory(move |memory, cancelled| delta::load(memory, &files, cancelled))
-                .await?;
+        // Devices read the guest's memory while they load, so it has to be in place before.
+        let delta::Loaded {
+            mut state,
+            paused_at,
+        } = self
+            .with_memory(move |memory, cancelled| delta::load(memory, &files, cancelled))
+            .await?;
+        // The host's clock may have been set back meanwhile.
+        let slept = Duration::from_nanos(clock::now_ns().saturating_sub(paused_at));
+        if let Err(error) = clocks::advance(&mut state, clocks, slept) {
+            let run_dir = self.run_dir.display();
+            tracing::warn!(%run_dir, %error, "the guest's monotonic clocks stood still in its sleep");
         }
+        let file = in_memory(&state).map_err(VmmError::io("pass on device state"))?;
+        self.load_state(file).await
+    }
+
+    async fn load_state(&self, file: File) -> Result<(), VmmError> {
         // Nothing may write to a disk before its snapshot is loaded whole, so a failure must not end QEMU
         // in its own way.
-        let file = File::open(state).map_err(VmmError::io("open device state"))?;
         let arguments = |path: &str| json!({"uri": format!("file:{path}"), "exit-on-error": false});
         self.qmp
             .execute_on("migrate-incoming", file.into(), arguments)
@@ -208,6 +232,7 @@ impl Instance for Arc<Machine> {
 
     async fn snapshot_delta(&self, files: &DeltaFiles) -> Result<DeltaStats, VmmError> {
         self.pause().await?;
+        let paused_at = clock::now_ns();
         let file = create(&files.state).map_err(VmmError::io("create device state"))?;
         let arguments = |path: &str| json!({"filename": path, "live": false});
         let written = self
@@ -216,7 +241,7 @@ impl Instance for Arc<Machine> {
             .await;
         explain_full_disk(written, &files.state).await?;
         let files = files.clone();
-        self.with_memory(move |memory, cancelled| delta::save(memory, &files, cancelled))
+        self.with_memory(move |memory, cancelled| delta::save(memory, paused_at, &files, cancelled))
             .await
     }
 
@@ -329,6 +354,13 @@ pub(super) async fn read_console(qmp: &Qmp) -> Result<String, VmmError> {
     let arguments = json!({"device": CONSOLE, "size": limits::CONSOLE_BYTES});
     let text = qmp.execute("ringbuf-read", arguments).await?;
     Ok(text.as_str().unwrap_or_default().to_owned())
+}
+
+/// A file that holds `bytes` and can be read only, which is how QEMU wants what it reads.
+fn in_memory(bytes: &[u8]) -> io::Result<File> {
+    let mut file = File::from(memfd_create("device-state", MemfdFlags::CLOEXEC)?);
+    file.write_all(bytes)?;
+    File::open(format!("/proc/self/fd/{}", file.as_raw_fd()))
 }
 
 /// The block node of the disk after so many switches.

@@ -2,7 +2,7 @@
 
 use super::command::{Accel, Machine, Memory, Start, kernel_append};
 use super::process::{self, Process};
-use super::{clock, connect, machine};
+use super::{clocks, connect, machine};
 use crate::host::jail::{self, Cell, Jailer};
 use crate::vmm::VmmError;
 use crate::vmm::qmp::{self, Qmp};
@@ -30,9 +30,7 @@ pub(in crate::vmm) async fn boot_probe(
     initramfs: &Path,
     scratch: &Path,
 ) -> Result<Duration, VmmError> {
-    let khz = tokio::task::spawn_blocking(clock::tsc_khz).await;
-    let khz = khz.map_err(|error| VmmError::io("measure clock")(error.into()))?;
-    let append = kernel_append(accel, khz).replace("quiet loglevel=4", "loglevel=7");
+    let append = kernel_append(clocks::of(accel).await?).replace("quiet loglevel=4", "loglevel=7");
     let control = qmp::listen(scratch).map_err(VmmError::io("make qmp socket"))?;
     let machine = Machine {
         accel,

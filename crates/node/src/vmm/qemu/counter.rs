@@ -7,7 +7,7 @@
 use std::time::{Duration, Instant};
 
 /// Ticks of the counter per millisecond. Blocks for a moment.
-pub(super) fn tsc_khz() -> u64 {
+pub(super) fn khz() -> u64 {
     const WINDOW: Duration = Duration::from_millis(50);
     let (first, began) = sample();
     std::thread::sleep(WINDOW);
@@ -40,7 +40,7 @@ fn counter() -> u64 {
 mod tests {
     #[test]
     fn two_measurements_agree() {
-        let (a, b) = (super::tsc_khz(), super::tsc_khz());
+        let (a, b) = (super::khz(), super::khz());
         assert!(a > 100_000, "{a}");
         assert!(a.abs_diff(b) * 500 < a, "{a} {b}");
     }
