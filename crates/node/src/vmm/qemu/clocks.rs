@@ -6,7 +6,7 @@
 //! 04  id (4)  name length (1), name  instance (4)  version (4)  fields, subsections …  7e  id (4)
 //! ```
 //! Numbers are big endian. A section is found by its head and believed by its foot. What the guest's registers hold is in the
-//! stream too, but behind the clocks: a guest that forges a section is not found first, and has but its own clock to lose.
+//! stream too, so a guest can forge a section: where there are two of a name, neither is touched, and it has lost its own clock.
 
 use super::{Accel, counter};
 use crate::vmm::VmmError;
@@ -119,17 +119,23 @@ struct Found {
 }
 
 impl Section {
+    /// The section, if there is only one of its name.
     fn find(&self, state: &[u8]) -> Option<Found> {
         let mut head = vec![self.name.len() as u8];
         head.extend(self.name.bytes());
         head.extend(0u32.to_be_bytes());
-        head.extend(self.version.to_be_bytes());
         let begin = 1 + WORD;
-        let mut windows = state.windows(begin + head.len());
-        let at = windows.position(|bytes| bytes[0] == SECTION && bytes[begin..] == head)?;
-        let data = at + begin + head.len();
+        let named = state.windows(begin + head.len()).enumerate();
+        let mut named = named.filter(|(_, at)| at[0] == SECTION && at[begin..] == head);
+        let (Some((at, _)), None) = (named.next(), named.next()) else {
+            return None;
+        };
+        let version = at + begin + head.len();
+        let data = version + WORD;
+        let found = state.get(version..data)? == self.version.to_be_bytes()
+            && state.len() - data >= self.len;
         let id = state[at + 1..].first_chunk().copied()?;
-        (state.len() - data >= self.len).then_some(Found { id, data })
+        found.then_some(Found { id, data })
     }
 }
 
@@ -214,6 +220,7 @@ mod tests {
     #[test]
     fn what_is_not_as_expected_is_left_as_it_was() {
         let counter = Source::Counter { khz: 1 };
+        let forged = around(&section(2, "timer", 2, &numbers(&[1, 2, 3])));
         let cases = [
             (
                 counter,
@@ -233,6 +240,7 @@ mod tests {
                 around(&section(2, "kvmclock", 2, &numbers(&[1]))),
             ),
             (Source::Kvmclock, Vec::new()),
+            (counter, [forged.clone(), forged].concat()),
         ];
         for (source, before) in cases {
             let mut state = before.clone();
