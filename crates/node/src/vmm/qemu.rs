@@ -19,6 +19,8 @@ mod clock;
 mod command;
 mod delta;
 mod enclosed;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzzing;
 mod machine;
 mod pages;
 mod probe;
