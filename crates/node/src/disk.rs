@@ -12,10 +12,10 @@
 //! ```
 
 use crate::vmm::VmmError;
-use std::ffi::OsStr;
+use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::os::unix::ffi::OsStrExt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -29,9 +29,11 @@ const HEADER_LEN: u32 = 104;
 /// Header extension that names the backing disk's format.
 const BACKING_FORMAT: u32 = 0xe279_2aca;
 /// Longest backing name that QEMU reads.
-const BACKING_NAME_MAX: usize = 1023;
+pub(crate) const BACKING_NAME_MAX: usize = 1023;
+/// A qcow2 file's header ends with its first cluster, and no cluster is larger.
+const HEAD_MAX: u64 = 2 << 20;
 /// Largest disk: its L1 table's reference counts fit one cluster with room to spare.
-const SIZE_MAX: u64 = 1 << 46;
+pub(crate) const SIZE_MAX: u64 = 1 << 46;
 const SECTOR: u64 = 512;
 
 /// Format of a disk image, told by its name: what a guest wrote at the start of a raw disk must never
@@ -105,7 +107,16 @@ pub(crate) fn backing_of(disk: &Path) -> io::Result<Option<PathBuf>> {
 /// # Errors
 /// The file cannot be read, or is not a qcow2 whose header makes sense.
 pub fn backing_blocking(disk: &Path) -> io::Result<Option<PathBuf>> {
-    let mut file = File::open(disk)?;
+    let Some(name) = read_backing_name(&mut File::open(disk)?)? else {
+        return Ok(None);
+    };
+    let dir = disk.parent().unwrap_or_else(|| Path::new("/"));
+    // Ours are absolute or `./NEIGHBOUR`; an absolute one replaces the folder.
+    Ok(Some(dir.join(name.strip_prefix("./").unwrap_or(&name))))
+}
+
+/// What a qcow2 file says that it lies over.
+pub(crate) fn read_backing_name(file: &mut (impl Read + Seek)) -> io::Result<Option<PathBuf>> {
     let mut head = [0; 20];
     file.read_exact(&mut head)?;
     if head[..4] != MAGIC {
@@ -122,13 +133,14 @@ pub fn backing_blocking(disk: &Path) -> io::Result<Option<PathBuf>> {
     if length > BACKING_NAME_MAX {
         return Err(invalid("name of backing disk is too long"));
     }
+    // What cannot be sought is damage too, and no fault of the file system.
+    if offset > HEAD_MAX {
+        return Err(invalid("name of backing disk is not in the header"));
+    }
     let mut name = vec![0; length];
     file.seek(SeekFrom::Start(offset))?;
     file.read_exact(&mut name)?;
-    let name = Path::new(OsStr::from_bytes(&name));
-    let dir = disk.parent().unwrap_or_else(|| Path::new("/"));
-    // Ours are absolute or `./NEIGHBOUR`; an absolute one replaces the folder.
-    Ok(Some(dir.join(name.strip_prefix("./").unwrap_or(name))))
+    Ok(Some(PathBuf::from(OsString::from_vec(name))))
 }
 
 /// Bytes that unprivileged writers can still store on the file system of `path`.
@@ -202,18 +214,25 @@ fn virtual_size(disk: &Path) -> io::Result<u64> {
     let mut file = File::open(disk)?;
     let size = match Format::of(disk) {
         Format::Raw => file.metadata()?.len(),
-        Format::Qcow2 => {
-            let mut magic = [0; 4];
-            file.read_exact(&mut magic)?;
-            if magic != MAGIC {
-                return Err(invalid("backing disk is not a qcow2 file"));
-            }
-            let mut size = [0; 8];
-            file.seek(SeekFrom::Start(24))?;
-            file.read_exact(&mut size)?;
-            u64::from_be_bytes(size)
-        }
+        Format::Qcow2 => return read_virtual_size(&mut file),
     };
+    check_size(size)
+}
+
+/// The size of a qcow2 disk as its guest sees it.
+pub(crate) fn read_virtual_size(file: &mut (impl Read + Seek)) -> io::Result<u64> {
+    let mut magic = [0; 4];
+    file.read_exact(&mut magic)?;
+    if magic != MAGIC {
+        return Err(invalid("backing disk is not a qcow2 file"));
+    }
+    let mut size = [0; 8];
+    file.seek(SeekFrom::Start(24))?;
+    file.read_exact(&mut size)?;
+    check_size(u64::from_be_bytes(size))
+}
+
+fn check_size(size: u64) -> io::Result<u64> {
     if size == 0 || size > SIZE_MAX || size % SECTOR != 0 {
         return Err(invalid("backing disk has a size that no disk has"));
     }
@@ -332,6 +351,23 @@ mod tests {
         backing_blocking(&base).unwrap_err();
         std::fs::write(&b, b"").unwrap();
         backing_blocking(&b).unwrap_err();
+    }
+
+    #[tokio::test]
+    async fn header_that_points_anywhere_is_damaged() {
+        let dir = tempfile::tempdir().unwrap();
+        let overlay = dir.path().join("a.qcow2");
+        create_overlay(&raw(dir.path(), 1 << 20), &overlay)
+            .await
+            .unwrap();
+        let whole = std::fs::read(&overlay).unwrap();
+        for offset in [HEAD_MAX + 1, i64::MAX as u64, u64::MAX] {
+            let mut bytes = whole.clone();
+            bytes[8..16].copy_from_slice(&offset.to_be_bytes());
+            std::fs::write(&overlay, bytes).unwrap();
+            let error = backing_blocking(&overlay).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::InvalidData, "{offset}");
+        }
     }
 
     #[tokio::test]

@@ -7,6 +7,9 @@ pub mod checksum;
 pub mod clock;
 pub mod disk;
 pub mod driver;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod gate;
 pub mod guest;
 mod hook;

@@ -137,8 +137,8 @@ impl Host {
         told.map_err(|failure| HookFailed(call.microvm_reason(failure)))
     }
 
-    /// Freezes the app, keeps memory and disk, ends the machine. `machine` is none only where a crash came
-    /// between the whole snapshot and the machine's end. [`Host::before_suspend`] comes first.
+    /// Freezes the app, keeps memory and disk. `machine` is none only where a crash came between the whole snapshot
+    /// and the machine's end. [`Host::before_suspend`] comes first, [`Host::end_machine`] after.
     pub async fn suspend(
         &self,
         record: &Record,
@@ -157,10 +157,12 @@ impl Host {
         }
         // The snapshot is whole and has its name: from here on the MicroVM is asleep, come what may.
         gate.cut();
-        if let Err(error) = self.vmm.reap(dir.path()).await {
-            tracing::error!(microvm = %record.id, %error, "machine of suspended microvm did not end");
-        }
         Ok(())
+    }
+
+    /// Ends whatever still runs of a MicroVM's machine, and takes back what it was lent.
+    pub(crate) async fn end_machine(&self, record: &Record) -> Result<(), LifecycleError> {
+        Ok(self.vmm.reap(self.layout.vm(&record.id).path()).await?)
     }
 
     /// Takes a failed suspend back. What has the snapshot's name loses it before the machine runs: the two

@@ -65,7 +65,18 @@ impl Manifest {
         let text = tokio::fs::read(build.manifest())
             .await
             .map_err(ManifestError::Read)?;
-        let manifest: Self = serde_json::from_slice(&text).map_err(ManifestError::Parse)?;
+        let manifest = Self::parse(&text, vmm)?;
+        if let Some(checksums) = manifest.checksums.clone() {
+            let build = build.clone();
+            let verify = tokio::task::spawn_blocking(move || checksums.verify(&build));
+            verify.await.map_err(ManifestError::Verifier)??;
+        }
+        Ok(manifest)
+    }
+
+    /// Reads the text of a manifest and checks that `vmm` can restore what it describes.
+    pub(crate) fn parse(text: &[u8], vmm: &str) -> Result<Self, ManifestError> {
+        let manifest: Self = serde_json::from_slice(text).map_err(ManifestError::Parse)?;
         let same = |what, found: String, here: String| {
             if found == here {
                 Ok(())
@@ -84,11 +95,6 @@ impl Manifest {
             manifest.agent_generation.to_string(),
             guest::GENERATION.to_string(),
         )?;
-        if let Some(checksums) = manifest.checksums.clone() {
-            let build = build.clone();
-            let verify = tokio::task::spawn_blocking(move || checksums.verify(&build));
-            verify.await.map_err(ManifestError::Verifier)??;
-        }
         Ok(manifest)
     }
 

@@ -69,7 +69,10 @@ pub(crate) async fn suspend(
         host.suspend(record, machine.as_deref(), gate).await
     };
     match suspended {
-        Ok(()) => Outcome::new(Event::Suspended, None),
+        Ok(()) => {
+            end_machine(means, record).await;
+            Outcome::new(Event::Suspended, None)
+        }
         Err(Setback::Unharmed(error)) => {
             let event = Event::SuspendFailed(failed("suspend", record, &error));
             match machine {
@@ -124,6 +127,15 @@ pub(crate) async fn teardown(
         sleep(Duration::from_secs(1)).await;
     }
     Outcome::new(Event::TornDown, None)
+}
+
+/// Ends the machine of a MicroVM that is kept whole, however often that fails: nobody would look for it again
+/// before the MicroVM wakes, and it holds memory and a slot.
+async fn end_machine(means: &Means, record: &Record) {
+    while let Err(error) = means.host.end_machine(record).await {
+        tracing::error!(microvm = %record.id, error = chain(&error), "machine did not end; trying again");
+        sleep(Duration::from_secs(1)).await;
+    }
 }
 
 /// Lets the app of a thawed machine know; `event` follows when it agrees.

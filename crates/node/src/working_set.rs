@@ -71,7 +71,7 @@ impl WorkingSet {
         Ok(bytes)
     }
 
-    fn decode(bytes: &[u8]) -> io::Result<Self> {
+    pub(crate) fn decode(bytes: &[u8]) -> io::Result<Self> {
         let (head, rest) = bytes
             .split_at_checked(HEADER_LEN)
             .ok_or_else(|| invalid("no header"))?;
@@ -100,6 +100,16 @@ impl WorkingSet {
             .collect::<io::Result<_>>()
             .map(Self)
     }
+
+    /// What to ask the kernel for, of a memory of so many pages.
+    pub(crate) fn requests(&self, memory_pages: u64) -> impl Iterator<Item = Range<u64>> {
+        let mut left = PREFETCH_BYTES_MAX / PAGE;
+        self.0.iter().flat_map(move |range| {
+            let range = range.start..range.end.min(memory_pages).min(range.start + left);
+            left -= range.end.saturating_sub(range.start);
+            requests(range)
+        })
+    }
 }
 
 /// Asks the kernel to read the pages that `working_set` names of the file `memory`. Blocks, though not for
@@ -115,14 +125,9 @@ pub(crate) fn prefetch(working_set: &Path, memory: &Path) -> io::Result<()> {
         .read_to_end(&mut bytes)?;
     let memory = File::open(memory)?;
     let memory_pages = memory.metadata()?.len() / PAGE;
-    let mut left = PREFETCH_BYTES_MAX / PAGE;
-    for range in WorkingSet::decode(&bytes)?.0 {
-        let range = range.start..range.end.min(memory_pages).min(range.start + left);
-        left -= range.end.saturating_sub(range.start);
-        for request in requests(range) {
-            let len = NonZero::new((request.end - request.start) * PAGE);
-            fadvise(&memory, request.start * PAGE, len, Advice::WillNeed)?;
-        }
+    for request in WorkingSet::decode(&bytes)?.requests(memory_pages) {
+        let len = NonZero::new((request.end - request.start) * PAGE);
+        fadvise(&memory, request.start * PAGE, len, Advice::WillNeed)?;
     }
     Ok(())
 }

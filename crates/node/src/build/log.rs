@@ -95,7 +95,7 @@ impl BuildLog {
 
     /// Begins a step of a Dockerfile's stage, as in `[build 2/5] RUN make`. Several may be under way. One
     /// that is dropped before it is `done` or `cached` is taken for the one that broke the build.
-    pub(super) fn step(
+    pub(crate) fn step(
         &self,
         stage: Option<&str>,
         number: usize,
@@ -210,7 +210,7 @@ impl Part {
 
 /// The part of the log that belongs to one step.
 #[derive(Debug)]
-pub(super) struct StepLog<'a> {
+pub(crate) struct StepLog<'a> {
     log: &'a BuildLog,
     /// None once the step has ended well.
     part: Option<Part>,
@@ -222,7 +222,7 @@ pub(super) struct StepLog<'a> {
 impl StepLog<'_> {
     /// Something that the step printed; whole lines are written as they come. As on a terminal, what
     /// follows a carriage return replaces the line: of a progress bar its last state is kept.
-    pub(super) fn output(&mut self, output: &Output) {
+    pub(crate) fn output(&mut self, output: &Output) {
         const LINE_MAX: usize = 16 << 10;
         let (Output::Stdout(bytes) | Output::Stderr(bytes)) = output;
         for &byte in bytes {

@@ -89,6 +89,13 @@ impl Fake {
         lock(&self.machines).values().filter(alive).count()
     }
 
+    /// How many machines have ended and not been reaped.
+    #[must_use]
+    pub fn unreaped(&self) -> usize {
+        let ended = |machine: &&Arc<Machine>| machine.guest.exit().is_some();
+        lock(&self.machines).values().filter(ended).count()
+    }
+
     fn take(&self, failure: Failure) -> bool {
         let mut failures = lock(&self.failures);
         let at = failures.iter().position(|next| *next == failure);

@@ -9,7 +9,7 @@ pub mod fake;
 pub mod initramfs;
 pub mod probe;
 pub mod qemu;
-mod qmp;
+pub(crate) mod qmp;
 
 use crate::host::slot::SlotError;
 use async_trait::async_trait;
@@ -227,8 +227,22 @@ impl VmmError {
     }
 }
 
-/// Cuts words of a VMM to a length that suits a log line.
+/// Words of a VMM as they may stand in a log or a reason: on one line, and of a bearable length.
 fn cut(words: &str) -> String {
     const MAX: usize = 1000;
-    words.chars().take(MAX).collect()
+    let words = words.chars().take(MAX);
+    words
+        .map(|c| if c.is_control() { ' ' } else { c })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_of_a_vmm_are_one_short_line() {
+        assert_eq!(cut("no\u{1b}[2J such\nfile"), "no [2J such file");
+        assert_eq!(cut(&"ä".repeat(5000)).chars().count(), 1000);
+    }
 }

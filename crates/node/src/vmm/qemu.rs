@@ -20,6 +20,8 @@ mod command;
 mod counter;
 mod delta;
 mod enclosed;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzzing;
 mod machine;
 mod pages;
 mod probe;

@@ -4,6 +4,9 @@
 //! caller that gives up cannot put the conversation out of step. A guest can influence what QEMU says
 //! but not how: still, lines are bounded, and whatever makes no sense ends the connection.
 
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzzing;
+
 use super::{VmmError, cut};
 use dormouse_core::limits::{QMP_LINE_BYTES_MAX, VMM_COMMAND_TIMEOUT};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
@@ -14,7 +17,7 @@ use std::io::IoSlice;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Interest};
+use tokio::io::{AsyncBufRead, AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Interest};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -312,7 +315,7 @@ fn note(seen: &mut Seen, event: &str, data: &Value) -> bool {
     *seen != before
 }
 
-async fn read_line(reader: &mut BufReader<OwnedReadHalf>) -> std::io::Result<Line> {
+async fn read_line(reader: &mut (impl AsyncBufRead + Unpin)) -> std::io::Result<Line> {
     let mut text = Vec::new();
     reader
         .take(QMP_LINE_BYTES_MAX)

@@ -80,6 +80,20 @@ fn streams_stay_open_over_a_suspend_that_failed() {
 }
 
 #[test]
+fn microvm_is_not_asleep_before_its_machine_is_gone() {
+    Lab::new().day(async |daemon| {
+        let vm = daemon.running(daemon.record()).await;
+        for _ in 0..3 {
+            daemon.stage.fake.fail_next(Failure::Reap);
+        }
+        let vm = daemon.suspend(&vm).await;
+        daemon.assert_at_rest().await;
+        assert_eq!(daemon.stage.fake.running(), 0);
+        assert_eq!(daemon.count(&vm).await, 0, "it wakes");
+    });
+}
+
+#[test]
 fn remains_that_cannot_be_deleted_fail_a_suspend_but_not_the_microvm() {
     let lab = Lab::new();
     lab.day(async |daemon| {

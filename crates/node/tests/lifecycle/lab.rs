@@ -219,6 +219,24 @@ impl Lab {
         }
     }
 
+    /// The data directory.
+    pub(crate) fn root(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// The records of all MicroVMs that there ever were.
+    pub(crate) async fn rows(&self) -> Vec<Record> {
+        let (mut rows, mut query) = (Vec::new(), Query::default());
+        loop {
+            let page = self.store.list::<Record>(&query).await.unwrap();
+            let Some(last) = page.last() else {
+                return rows;
+            };
+            query.after = Some(last.seq);
+            rows.extend(page.into_iter().map(|row| row.value));
+        }
+    }
+
     /// Folder of a MicroVM.
     pub(crate) fn dir(&self, vm: &Record) -> VmDir {
         self.layout.vm(&vm.id)
@@ -252,7 +270,7 @@ impl Lab {
         work: impl AsyncFnOnce(Daemon) -> T,
     ) -> T {
         runtime.block_on(async {
-            let means = Means {
+            let means = Arc::new(Means {
                 host: Host {
                     layout: self.layout.clone(),
                     vmm: Arc::new(self.stage.clone()),
@@ -262,10 +280,11 @@ impl Lab {
                 store: self.store.clone(),
                 transitions: Semaphore::new(limits::TRANSITIONS_AT_ONCE),
                 stop: CancellationToken::new(),
-            };
-            let node = Node::start(Arc::new(means)).await.unwrap();
+            });
+            let node = Node::start(Arc::clone(&means)).await.unwrap();
             work(Daemon {
                 node,
+                means,
                 lab: self.clone(),
                 patience,
             })
@@ -275,8 +294,7 @@ impl Lab {
 
     /// Checks what must hold for every MicroVM whenever nothing is going on.
     pub(crate) async fn assert_at_rest(&self) {
-        for row in self.store.list::<Record>(&Query::default()).await.unwrap() {
-            let vm = row.value;
+        for vm in self.rows().await {
             let dir = self.dir(&vm);
             let alive = self.stage.alive(dir.path()).len();
             let has = |path: &Path| path.try_exists().unwrap();
@@ -330,6 +348,7 @@ fn jumping_clock() -> Runtime {
 #[derive(Debug, Clone)]
 pub(crate) struct Daemon {
     pub(crate) node: Arc<Node>,
+    pub(crate) means: Arc<Means>,
     pub(crate) lab: Lab,
     patience: Duration,
 }
@@ -484,13 +503,12 @@ impl Daemon {
     pub(crate) async fn at_rest(&self) {
         // What has just happened comes to its driver's ears; on a clock that jumps, all of it.
         sleep(Duration::from_millis(1)).await;
-        let rows = self.store.list::<Record>(&Query::default()).await.unwrap();
         let mut changes = self.journal.changes();
-        for row in rows {
+        for vm in self.rows().await {
             let rest = async {
                 loop {
                     changes.mark_unchanged();
-                    let state = self.stored(&row.value).await.value.state;
+                    let state = self.stored(&vm).await.value.state;
                     if matches!(state, State::Running | State::Suspended | State::Terminated) {
                         return;
                     }
@@ -498,7 +516,7 @@ impl Daemon {
                 }
             };
             let rested = timeout(self.patience, rest).await;
-            rested.unwrap_or_else(|_| panic!("no rest: {:?}", self.journal.states(&row.value)));
+            rested.unwrap_or_else(|_| panic!("no rest: {:?}", self.journal.states(&vm)));
         }
     }
 }

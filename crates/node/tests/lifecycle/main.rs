@@ -20,6 +20,7 @@ mod hooks;
 mod hostile;
 mod journal;
 mod lab;
+mod ledger;
 mod races;
 mod random;
 mod serving;

@@ -118,11 +118,10 @@ impl Stage {
 
     fn show(&self, run_dir: &Path, machine: Box<dyn Instance>) -> Box<dyn Instance> {
         let machine: Arc<dyn Instance> = Arc::from(machine);
-        self.inner
-            .machines
-            .lock()
-            .unwrap()
-            .push((run_dir.to_owned(), Arc::clone(&machine)));
+        let mut machines = self.inner.machines.lock().unwrap();
+        machines.retain(|(_, machine)| !has_ended(&**machine));
+        machines.push((run_dir.to_owned(), Arc::clone(&machine)));
+        drop(machines);
         Box::new(Actor {
             machine,
             run_dir: run_dir.to_owned(),

@@ -62,10 +62,11 @@ impl GuestMemory {
     }
 
     /// A plain file in place of a machine's memory.
-    #[cfg(test)]
+    #[cfg(any(test, feature = "fuzzing"))]
     pub(super) fn of_file(path: &Path) -> Self {
-        let mem = File::options().read(true).write(true).open(path).unwrap();
-        let len = mem.metadata().unwrap().len();
+        let mem = File::options().read(true).write(true).open(path);
+        let mem = mem.expect("a file to read and write");
+        let len = mem.metadata().expect("a file").len();
         Self {
             pid: 0,
             parts: vec![Part {

@@ -44,7 +44,7 @@ impl MachineRecord {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             read => read.map_err(VmmError::io("read machine record"))?,
         };
-        match serde_json::from_slice::<Self>(&text) {
+        match Self::parse(&text) {
             Ok(record) if record.boot_id == boot_id()? => Ok(Some(record)),
             Ok(_) => Ok(None),
             Err(error) => {
@@ -53,6 +53,10 @@ impl MachineRecord {
                 Ok(None)
             }
         }
+    }
+
+    pub(super) fn parse(text: &[u8]) -> serde_json::Result<Self> {
+        serde_json::from_slice(text)
     }
 
     /// Writes the record. A crash of the daemon leaves the old one or the new; after a crash of the host
