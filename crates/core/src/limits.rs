@@ -265,6 +265,8 @@ pub const VMM_STATE_TIMEOUT: Duration = Duration::from_secs(60);
 pub const VMM_KILL_TIMEOUT: Duration = Duration::from_secs(10);
 /// The guest that proves KVM must have booted by then; under nested virtualization it takes a third of it.
 pub const PROBE_TIMEOUT: Duration = Duration::from_secs(45);
+/// What is kept of a QEMU process's standard error, in bytes: the first of it.
+pub const VMM_WORDS_BYTES_MAX: usize = 64 << 10;
 /// Longest line that QEMU's control socket may send, in bytes: the console ring, escaped, fits.
 pub const QMP_LINE_BYTES_MAX: u64 = 1 << 20;
 /// Bytes of a guest's console output that are kept; a power of two.

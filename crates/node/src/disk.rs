@@ -233,7 +233,7 @@ pub(crate) fn read_virtual_size(file: &mut (impl Read + Seek)) -> io::Result<u64
 }
 
 fn check_size(size: u64) -> io::Result<u64> {
-    if size == 0 || size > SIZE_MAX || size % SECTOR != 0 {
+    if size == 0 || size > SIZE_MAX || !size.is_multiple_of(SECTOR) {
         return Err(invalid("backing disk has a size that no disk has"));
     }
     Ok(size)

@@ -28,6 +28,7 @@ mod probe;
 mod process;
 mod record;
 mod scan;
+mod words;
 
 pub use command::Accel;
 pub(super) use probe::boot_probe;
@@ -170,8 +171,7 @@ impl Qemu {
         let tap = slot.open_tap().await?;
         let control = qmp::listen(run_dir).map_err(VmmError::io("make qmp socket"))?;
         let arguments = machine.arguments(control.as_raw_fd());
-        let process =
-            Process::spawn(&self.jailer, cell, arguments, run_dir, Some(tap), control).await?;
+        let process = Process::spawn(&self.jailer, cell, arguments, Some(tap), control).await?;
         record.process = Some(process.id);
         record.save(run_dir)?;
         let qmp = connect(run_dir, &process).await?;
@@ -359,21 +359,18 @@ async fn connect(run_dir: &Path, process: &Process) -> Result<Qmp, VmmError> {
             // A socket that is closed may be the first that is seen of QEMU's end.
             match connected {
                 Err(error) => match timeout(LAST_WORDS_TIMEOUT, process.ended()).await {
-                    Ok(_) => Err(not_started(run_dir)),
+                    Ok(_) => Err(not_started(process)),
                     Err(_) => Err(error),
                 },
                 connected => connected,
             }
         }
-        _ = process.ended() => Err(not_started(run_dir)),
+        _ = process.ended() => Err(not_started(process)),
     }
 }
 
-fn not_started(run_dir: &Path) -> VmmError {
-    VmmError::Gone(format!(
-        "qemu did not start: {}",
-        process::last_words(run_dir)
-    ))
+fn not_started(process: &Process) -> VmmError {
+    VmmError::Gone(format!("qemu did not start: {}", process.last_words()))
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

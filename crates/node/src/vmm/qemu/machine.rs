@@ -5,7 +5,7 @@ use super::command::CONSOLE;
 use super::create;
 use super::delta;
 use super::pages::GuestMemory;
-use super::process::{self, Process};
+use super::process::Process;
 use super::record::MachineRecord;
 use crate::clock;
 use crate::disk;
@@ -398,16 +398,20 @@ async fn watch_machine(
         tracing::warn!(run_dir = %run_dir.display(), "qemu ended and left its control socket open");
     }
     let shutdown = seen.borrow().shutdown.clone();
-    told.send_replace(Some(exit_reason(&run_dir, shutdown.as_deref(), status)));
+    told.send_replace(Some(exit_reason(&process, shutdown.as_deref(), status)));
 }
 
-fn exit_reason(run_dir: &Path, shutdown: Option<&str>, status: Option<ExitStatus>) -> ExitReason {
+fn exit_reason(
+    process: &Process,
+    shutdown: Option<&str>,
+    status: Option<ExitStatus>,
+) -> ExitReason {
     match shutdown {
         Some("guest-shutdown") => ExitReason::PoweredOff,
         Some(reason) => ExitReason::Crashed(reason.to_owned()),
         None => {
             let status = status.map_or_else(|| "ended".to_owned(), |status| status.to_string());
-            let words = process::last_words(run_dir);
+            let words = process.last_words();
             ExitReason::Crashed(format!("qemu {status}: {words}"))
         }
     }

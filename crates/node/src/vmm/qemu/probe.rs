@@ -1,7 +1,7 @@
 //! A guest without disk and network that boots until its init runs, and is ended then.
 
 use super::command::{Accel, Machine, Memory, Start, kernel_append};
-use super::process::{self, Process};
+use super::process::Process;
 use super::{clocks, connect, machine};
 use crate::host::jail::{self, Cell, Jailer};
 use crate::vmm::VmmError;
@@ -60,7 +60,6 @@ pub(in crate::vmm) async fn boot_probe(
         jailer,
         cell,
         machine.arguments(control.as_raw_fd()),
-        scratch,
         None,
         control,
     )
@@ -75,7 +74,7 @@ pub(in crate::vmm) async fn boot_probe(
     process.kill().await?;
     match booted {
         Ok(()) => Ok(began.elapsed()),
-        Err(VmmError::Gone(_)) => Err(VmmError::Gone(process::last_words(scratch))),
+        Err(VmmError::Gone(_)) => Err(VmmError::Gone(process.last_words())),
         Err(error) => Err(error),
     }
 }

@@ -1,29 +1,24 @@
 //! A QEMU process: started so that it outlives the daemon, and held by a pidfd so that a number that the
 //! kernel gave to somebody else in the meantime is never mistaken for it.
 
+use super::words::Words;
 use crate::host::jail::{Cell, Jailer};
-use crate::vmm::{VmmError, cut};
+use crate::vmm::VmmError;
 use dormouse_core::limits;
 use rustix::process::{
     Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, WaitIdStatus, set_child_subreaper, waitid,
 };
 use serde::{Deserialize, Serialize};
 use std::ffi::OsString;
-use std::fs::File;
-use std::io::{self, Read, Seek, SeekFrom};
+use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::ExitStatusExt;
-use std::path::Path;
 use std::process::ExitStatus;
 use std::sync::Arc;
 use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncReadExt, Interest};
 use tokio::sync::{oneshot, watch};
 use tokio::time::timeout;
-
-/// File name of QEMU's own messages in a machine's folder.
-pub(super) const LOG: &str = "qemu.log";
 
 /// What tells a process from all others, before and after it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -38,30 +33,25 @@ pub(super) struct ProcessId {
 pub(super) struct Process {
     pub(super) id: ProcessId,
     pidfd: Arc<AsyncFd<OwnedFd>>,
+    /// None where it has closed them.
+    words: Option<Words>,
     /// How it ended, where it is a child of ours.
     status: Option<watch::Receiver<Option<ExitStatus>>>,
 }
 
 impl Process {
-    /// Starts a program in a jail. Its messages are in the log in `run_dir`. It inherits nothing but `stdin`, a tap, and
-    /// `control`, the socket that it answers on.
+    /// Starts a program in a jail. It inherits nothing but `stdin`, a tap, and `control`, the socket that it answers on.
     pub(super) async fn spawn(
         jailer: &Jailer,
         cell: Cell,
         arguments: Vec<OsString>,
-        run_dir: &Path,
         stdin: Option<OwnedFd>,
         control: OwnedFd,
     ) -> Result<Self, VmmError> {
-        let log = File::options()
-            .create(true)
-            .append(true)
-            .mode(0o600)
-            .open(run_dir.join(LOG))
-            .and_then(|log| log.set_len(0).map(|()| log))
-            .map_err(VmmError::io("create qemu log"))?;
-        let command = jailer
-            .command(cell, arguments, stdin, control, log)
+        let words = Words::new().map_err(VmmError::io("make room for qemu's words"))?;
+        let command = words
+            .writer()
+            .and_then(|log| jailer.command(cell, arguments, stdin, control, log))
             .map_err(VmmError::io("describe jail"))?;
         // In a task of its own: a process that its starter gives up on must still be waited for when it ends.
         let (done, started) = oneshot::channel();
@@ -69,8 +59,12 @@ impl Process {
             let _ = done.send(start(command).await);
         });
         match started.await {
-            Ok(Ok(Some(process))) => Ok(process),
-            Ok(Ok(None)) => Err(VmmError::Gone(last_words(run_dir))),
+            Ok(Ok(Some(mut process))) => {
+                // Of one that has ended since they are nowhere else.
+                process.words = Some(words);
+                Ok(process)
+            }
+            Ok(Ok(None)) => Err(VmmError::Gone(words.last())),
             Ok(Err(source)) => Err(VmmError::io("start jail")(source)),
             Err(_) => Err(VmmError::TimedOut("start of jail".to_owned())),
         }
@@ -110,8 +104,9 @@ impl Process {
             .ok()
             .and_then(Pid::from_raw)
             .ok_or(io::ErrorKind::InvalidInput)?;
-        // The pidfd comes first: the start time read after it is that of the same process, or none.
+        // The pidfd comes first: the start time read after it is that of the same process, or none. So are the words.
         let pidfd = rustix::process::pidfd_open(raw, PidfdFlags::NONBLOCK)?;
+        let words = Words::of(pid).ok();
         let id = ProcessId {
             pid,
             start_ticks: start_ticks(pid)?,
@@ -122,8 +117,14 @@ impl Process {
         Ok(Self {
             id,
             pidfd: Arc::new(pidfd),
+            words,
             status: None,
         })
+    }
+
+    /// The last that it said on its standard error.
+    pub(super) fn last_words(&self) -> String {
+        self.words.as_ref().map(Words::last).unwrap_or_default()
     }
 
     /// Waits until the process has ended; answers how, where that can be known.
@@ -182,21 +183,6 @@ fn exit_status(status: &WaitIdStatus) -> ExitStatus {
     ExitStatus::from_raw(code | status.terminating_signal().unwrap_or_default())
 }
 
-/// The last words of a QEMU process, for error messages.
-pub(super) fn last_words(run_dir: &Path) -> String {
-    const TAIL: u64 = 1024;
-    let read = || -> io::Result<String> {
-        let mut log = File::open(run_dir.join(LOG))?;
-        let len = log.metadata()?.len();
-        log.seek(SeekFrom::Start(len.saturating_sub(TAIL)))?;
-        let mut bytes = Vec::new();
-        log.take(TAIL).read_to_end(&mut bytes)?;
-        Ok(String::from_utf8_lossy(&bytes).into_owned())
-    };
-    let text = read().unwrap_or_default();
-    cut(text.trim().lines().last().unwrap_or_default())
-}
-
 /// Field 22 of `/proc/PID/stat`. The second field is in parentheses and may hold anything.
 fn start_ticks(pid: u32) -> io::Result<u64> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
@@ -228,7 +214,7 @@ mod tests {
         process.kill().await.unwrap();
         assert_eq!(process.ended().await.unwrap().signal(), Some(9));
         assert!(
-            !Path::new(&format!("/proc/{}", process.id.pid))
+            !std::path::Path::new(&format!("/proc/{}", process.id.pid))
                 .try_exists()
                 .unwrap()
         );
