@@ -21,6 +21,7 @@ use dormouse_ingress::{
     Authority, Claims, Config, Ingress, OpenError, PortRange, Stream, Target, TokenKeys, TokenKind,
     Upstreams, Visit, VmLimits,
 };
+use dormouse_secrets::Sealer;
 use http::{Request, Response, StatusCode};
 use http_body::{Body, Frame};
 use http_body_util::{BodyExt, Either, Full, StreamBody};
@@ -51,9 +52,10 @@ async fn main() -> Result<(), AnyError> {
 }
 
 async fn proxy(folder: &Path, origin: SocketAddr) -> Result<(), AnyError> {
-    let authority = Arc::new(Authority::load_or_create(folder)?);
+    let sealer = Arc::new(Sealer::create(&folder.join("sealing.key"))?);
+    let authority = Arc::new(Authority::load_or_create(folder, &sealer)?);
     let tls = authority.server_config(SUFFIX, &[])?;
-    let keys = Arc::new(TokenKeys::load_or_create(&folder.join("keys"))?);
+    let keys = Arc::new(TokenKeys::load_or_create(&folder.join("keys"), sealer)?);
     let expires = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)? + TOKEN_LIFE;
     let token = keys.mint(&Claims {
         endpoint: EndpointId::parse(ENDPOINT).ok_or("no endpoint id")?,

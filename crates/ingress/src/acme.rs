@@ -14,12 +14,12 @@ mod hook;
 mod http;
 
 use std::fmt;
-use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, SystemTime};
 
 use dormouse_core::limits;
+use dormouse_secrets::{Sealer, SecretError};
 use instant_acme::{
     Account, AccountCredentials, AuthorizationStatus, ChallengeType, Identifier, NewAccount,
     NewOrder, Order, OrderStatus, RetryPolicy,
@@ -29,14 +29,18 @@ use secrecy::zeroize::Zeroizing;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-use crate::certificate::{CertificateError, CertificateFiles, Checked, seconds};
-use crate::file;
+use crate::certificate::{CertificateError, CertificateFiles, Checked, Content, seconds};
 use crate::resolver::Given;
 use crate::token::random;
 use dormouse_core::chain;
 
 /// The type of an ACME error that says that the server has forgotten the account.
 const NO_ACCOUNT: &str = "urn:ietf:params:acme:error:accountDoesNotExist";
+
+/// What the account's file is sealed as.
+const ACCOUNT: &str = "acme-account";
+/// What the file of key and certificate is sealed as.
+const CERTIFICATE: &str = "acme-certificate";
 
 /// What an operator says about the ACME server.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -87,12 +91,8 @@ enum AcmeError {
     Unproven { record: String, reason: String },
     #[error("the hook failed")]
     Hook(#[from] hook::HookError),
-    #[error("{path} cannot be read or written")]
-    File {
-        path: PathBuf,
-        #[source]
-        source: io::Error,
-    },
+    #[error("its files")]
+    File(#[from] SecretError),
     #[error("no key or request for a certificate could be made")]
     Request(#[from] rcgen::Error),
     #[error("the certificate that the ACME server issued is of no use")]
@@ -113,6 +113,7 @@ pub struct Acme {
     config: AcmeConfig,
     domain: String,
     folder: PathBuf,
+    sealer: Arc<Sealer>,
     challenges: Arc<Challenges>,
     given: Arc<Given>,
     /// The second at which the next certificate is ordered.
@@ -121,29 +122,34 @@ pub struct Acme {
 
 impl Acme {
     /// A certificate for what `given` is for, all names directly below `domain`. Account and certificate are
-    /// kept in `folder`, readable by their owner only; one that is there and still good is served from now on.
-    #[must_use]
+    /// kept in `folder`, sealed; one that is there and still good is served from now on.
     pub fn open(
         config: AcmeConfig,
         domain: &str,
         folder: &Path,
+        sealer: Arc<Sealer>,
         challenges: Arc<Challenges>,
         given: Arc<Given>,
-    ) -> Self {
+    ) -> Result<Self, SecretError> {
         let now = SystemTime::now();
         let mut acme = Self {
             config,
             domain: domain.to_owned(),
             folder: folder.to_owned(),
+            sealer,
             challenges,
             given,
             due_s: seconds(now),
         };
-        if let Ok(checked) = acme.files().checked(&acme.name(), now) {
+        acme.sealer.adopt(ACCOUNT, &acme.account_file())?;
+        acme.sealer.adopt(CERTIFICATE, &acme.certificate_file())?;
+        if let Some(text) = acme.sealer.read(CERTIFICATE, &acme.certificate_file())?
+            && let Ok(checked) = acme.checked(text, now)
+        {
             acme.due_s = renewal_s(&checked, random_part());
             acme.given.put(checked.key);
         }
-        acme
+        Ok(acme)
     }
 
     /// Orders a new certificate whenever it is time, until `stop`.
@@ -238,13 +244,9 @@ impl Acme {
     /// The account at this server, made and stored if there is none yet.
     async fn account(&self) -> Result<Account, AcmeError> {
         let path = self.account_file();
-        let failed = |source| AcmeError::File {
-            path: path.clone(),
-            source,
-        };
-        let stored = file::read(&path).map_err(failed)?.map(Zeroizing::new);
-        // An account of another server, or a damaged file, is replaced: a new account costs nothing.
-        let stored = stored.and_then(|text| serde_json::from_str::<Stored>(&text).ok());
+        let stored = self.sealer.read(ACCOUNT, &path)?;
+        // An account of another server, or none at all, is replaced: a new account costs nothing.
+        let stored = stored.and_then(|text| serde_json::from_slice::<Stored>(&text).ok());
         let stored = stored.filter(|stored| stored.directory_url == self.config.directory_url);
         let https = http::Https::new(self.config.ca_file.as_deref());
         let https = https.map_err(|path| AcmeError::CaFile { path })?;
@@ -265,8 +267,8 @@ impl Acme {
             directory_url,
             credentials,
         };
-        let text = serde_json::to_string_pretty(&stored).map_err(instant_acme::Error::from)?;
-        file::replace(&path, 0o600, Zeroizing::new(text).as_bytes()).map_err(failed)?;
+        let text = serde_json::to_vec_pretty(&stored).map_err(instant_acme::Error::from)?;
+        self.sealer.write(ACCOUNT, &path, &Zeroizing::new(text))?;
         Ok(account)
     }
 
@@ -277,23 +279,33 @@ impl Acme {
         {
             let path = self.account_file();
             if let Err(source) = std::fs::remove_file(&path) {
-                return AcmeError::File { path, source };
+                return SecretError::Write { path, source }.into();
             }
         }
         error.into()
     }
 
-    /// Stores key and certificate in one file, so that they are never of two orders, and reads them back.
+    /// Stores key and certificate in one file, so that they are never of two orders.
     fn store(&self, chain: &str, key: &KeyPair) -> Result<Checked, AcmeError> {
-        let files = self.files();
-        let text = Zeroizing::new(format!("{}{chain}", key.serialize_pem()));
-        file::replace(&files.certificate, 0o600, text.as_bytes()).map_err(|source| {
-            AcmeError::File {
-                path: files.certificate.clone(),
-                source,
-            }
-        })?;
-        Ok(files.checked(&self.name(), SystemTime::now())?)
+        let key = Zeroizing::new(key.serialize_pem());
+        let text = Zeroizing::new([key.as_bytes(), chain.as_bytes()].concat());
+        let path = self.certificate_file();
+        self.sealer.write(CERTIFICATE, &path, &text)?;
+        Ok(self.checked(text, SystemTime::now())?)
+    }
+
+    /// What the certificate's file holds, if it is good at the moment `now`.
+    fn checked(
+        &self,
+        text: Zeroizing<Vec<u8>>,
+        now: SystemTime,
+    ) -> Result<Checked, CertificateError> {
+        let path = self.certificate_file();
+        let files = CertificateFiles {
+            certificate: path.clone(),
+            key: path,
+        };
+        files.check(&Content::of_one(text), &self.name(), now)
     }
 
     async fn call_hook(&self, action: &str, value: &str) -> Result<(), hook::HookError> {
@@ -315,12 +327,8 @@ impl Acme {
         self.folder.join("account.json")
     }
 
-    fn files(&self) -> CertificateFiles {
-        let path = self.folder.join("certificate.pem");
-        CertificateFiles {
-            certificate: path.clone(),
-            key: path,
-        }
+    fn certificate_file(&self) -> PathBuf {
+        self.folder.join("certificate.pem")
     }
 }
 

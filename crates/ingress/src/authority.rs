@@ -1,7 +1,7 @@
 //! The internal certificate authority: one CA per installation, and the endpoints' wildcard
 //! certificate, which it issues and renews by itself.
 //!
-//! Only the CA is kept on disk. The wildcard's key lives in memory: each start issues a new one,
+//! Only the CA is kept on disk, its key sealed. The wildcard's key lives in memory: each start issues a new one,
 //! and a process that runs on issues the next long before the last expires.
 
 use std::fmt;
@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, RwLock};
 use std::time::{Duration, SystemTime};
 
+use dormouse_secrets::{Sealer, SecretError, file};
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
     KeyUsagePurpose, PKCS_ECDSA_P256_SHA256,
@@ -20,7 +21,6 @@ use rustls_pki_types::PrivatePkcs8KeyDer;
 use secrecy::zeroize::Zeroizing;
 use uuid::Uuid;
 
-use crate::file;
 use crate::names::Domains;
 use crate::resolver::Certificates;
 
@@ -34,10 +34,16 @@ const LEAF_RENEWAL: Duration = Duration::from_secs(30 * 24 * 3600);
 /// A client whose clock is behind by this much still accepts a new certificate.
 const CLOCK_SKEW: Duration = DAY;
 
+/// What the CA's key is sealed as.
+const PURPOSE: &str = "ca-key";
+
 /// Why there is no certificate.
 #[derive(Debug, thiserror::Error)]
 pub enum AuthorityError {
-    /// A file of the CA cannot be read.
+    /// The CA's key cannot be read, opened or written.
+    #[error("the CA's key")]
+    Key(#[from] SecretError),
+    /// The CA's certificate cannot be read.
     #[error("the CA cannot be read from {path}")]
     Read {
         /// The file.
@@ -46,7 +52,7 @@ pub enum AuthorityError {
         #[source]
         source: io::Error,
     },
-    /// A file of the CA cannot be written.
+    /// The CA's certificate cannot be written.
     #[error("the CA cannot be written to {path}")]
     Write {
         /// The file.
@@ -88,18 +94,20 @@ pub struct Authority {
 }
 
 impl Authority {
-    /// Reads `ca.pem` and `ca.key` from `folder`, or makes a CA and writes both there.
-    pub fn load_or_create(folder: &Path) -> Result<Self, AuthorityError> {
+    /// Reads `ca.pem` and `ca.key` from `folder`, or makes a CA and puts both there, the key sealed.
+    pub fn load_or_create(folder: &Path, sealer: &Sealer) -> Result<Self, AuthorityError> {
         let (pem_path, key_path) = (folder.join("ca.pem"), folder.join("ca.key"));
-        let (certificate, key) = (read(&pem_path)?, read(&key_path)?.map(Zeroizing::new));
+        sealer.adopt(PURPOSE, &key_path)?;
+        let (certificate, key) = (read(&pem_path)?, sealer.read(PURPOSE, &key_path)?);
         let key = match (key, &certificate) {
             (Some(text), _) => {
-                KeyPair::from_pem(&text).map_err(|source| AuthorityError::Malformed {
+                let text = str::from_utf8(&text).unwrap_or_default();
+                KeyPair::from_pem(text).map_err(|source| AuthorityError::Malformed {
                     path: key_path,
                     source,
                 })?
             }
-            (None, None) => create_key(&key_path)?,
+            (None, None) => create_key(&key_path, sealer)?,
             (None, Some(_)) => {
                 return Err(AuthorityError::KeyMissing {
                     key: key_path,
@@ -248,22 +256,18 @@ impl fmt::Debug for Leaves {
 }
 
 fn read(path: &Path) -> Result<Option<String>, AuthorityError> {
-    file::read(path).map_err(|source| AuthorityError::Read {
+    let read = file::read(path).map_err(|source| AuthorityError::Read {
         path: path.to_owned(),
         source,
-    })
+    })?;
+    // What is no text is no certificate either, and the parser says so.
+    Ok(read.map(|bytes| String::from_utf8(bytes).unwrap_or_default()))
 }
 
-fn write(path: &Path, mode: u32, text: &str) -> Result<(), AuthorityError> {
-    file::replace(path, mode, text.as_bytes()).map_err(|source| AuthorityError::Write {
-        path: path.to_owned(),
-        source,
-    })
-}
-
-fn create_key(path: &Path) -> Result<KeyPair, AuthorityError> {
+fn create_key(path: &Path, sealer: &Sealer) -> Result<KeyPair, AuthorityError> {
     let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(AuthorityError::Issue)?;
-    write(path, 0o600, &Zeroizing::new(key.serialize_pem()))?;
+    let text = Zeroizing::new(key.serialize_pem());
+    sealer.write(PURPOSE, path, text.as_bytes())?;
     Ok(key)
 }
 
@@ -278,7 +282,10 @@ fn create_certificate(path: &Path, key: &KeyPair) -> Result<String, AuthorityErr
     set_validity(&mut params, SystemTime::now(), CA_LIFE);
     let certificate = params.self_signed(key).map_err(AuthorityError::Issue)?;
     let pem = certificate.pem();
-    write(path, 0o644, &pem)?;
+    file::replace(path, 0o644, pem.as_bytes()).map_err(|source| AuthorityError::Write {
+        path: path.to_owned(),
+        source,
+    })?;
     Ok(pem)
 }
 
@@ -296,18 +303,41 @@ mod tests {
     use super::*;
     use std::os::unix::fs::PermissionsExt;
 
-    fn authority(folder: &Path) -> Arc<Authority> {
-        Arc::new(Authority::load_or_create(folder).expect("CA"))
+    /// A folder, and what seals the key in it.
+    struct Bench {
+        folder: tempfile::TempDir,
+        sealer: Sealer,
+    }
+
+    impl Bench {
+        fn new() -> Self {
+            Self {
+                folder: tempfile::tempdir().expect("folder"),
+                sealer: Sealer::random(),
+            }
+        }
+
+        fn load(&self) -> Result<Authority, AuthorityError> {
+            Authority::load_or_create(self.folder.path(), &self.sealer)
+        }
+
+        fn authority(&self) -> Arc<Authority> {
+            Arc::new(self.load().expect("CA"))
+        }
+
+        fn path(&self, name: &str) -> PathBuf {
+            self.folder.path().join(name)
+        }
     }
 
     #[test]
     fn a_ca_is_made_once_and_its_key_is_private() {
-        let folder = tempfile::tempdir().expect("folder");
-        let first = authority(folder.path());
-        let second = authority(folder.path());
+        let bench = Bench::new();
+        let first = bench.authority();
+        let second = bench.authority();
         assert_eq!(first.certificate_pem(), second.certificate_pem());
         let mode = |name: &str| {
-            let metadata = std::fs::metadata(folder.path().join(name)).expect("file");
+            let metadata = std::fs::metadata(bench.path(name)).expect("file");
             metadata.permissions().mode() & 0o777
         };
         assert_eq!((mode("ca.key"), mode("ca.pem")), (0o600, 0o644));
@@ -315,38 +345,58 @@ mod tests {
     }
 
     #[test]
+    fn the_plain_key_of_an_earlier_version_is_sealed_and_stays() {
+        let bench = Bench::new();
+        let pem = bench.authority().certificate_pem().to_owned();
+        let path = bench.path("ca.key");
+        let plain = bench
+            .sealer
+            .read(PURPOSE, &path)
+            .expect("read")
+            .expect("key");
+        std::fs::write(&path, &plain).expect("write");
+        assert_eq!(bench.authority().certificate_pem(), pem);
+        let stored = std::fs::read(&path).expect("read");
+        assert!(dormouse_secrets::is_sealed(&stored));
+        assert_eq!(
+            bench.sealer.read(PURPOSE, &path).expect("read"),
+            Some(plain)
+        );
+    }
+
+    #[test]
     fn a_ca_that_lost_its_key_is_not_replaced() {
-        let folder = tempfile::tempdir().expect("folder");
-        let pem = authority(folder.path()).certificate_pem().to_owned();
-        std::fs::remove_file(folder.path().join("ca.key")).expect("remove");
-        let error = Authority::load_or_create(folder.path()).expect_err("no key");
+        let bench = Bench::new();
+        let pem = bench.authority().certificate_pem().to_owned();
+        std::fs::remove_file(bench.path("ca.key")).expect("remove");
+        let error = bench.load().expect_err("no key");
         assert!(matches!(error, AuthorityError::KeyMissing { .. }));
-        let kept = std::fs::read_to_string(folder.path().join("ca.pem")).expect("read");
+        let kept = std::fs::read_to_string(bench.path("ca.pem")).expect("read");
         assert_eq!(kept, pem);
     }
 
     #[test]
     fn a_crash_between_the_key_and_the_certificate_is_made_good() {
-        let folder = tempfile::tempdir().expect("folder");
-        authority(folder.path());
-        std::fs::remove_file(folder.path().join("ca.pem")).expect("remove");
-        authority(folder.path());
+        let bench = Bench::new();
+        bench.authority();
+        std::fs::remove_file(bench.path("ca.pem")).expect("remove");
+        bench.authority();
     }
 
     #[test]
     fn a_broken_file_is_named() {
-        let folder = tempfile::tempdir().expect("folder");
-        authority(folder.path());
-        std::fs::write(folder.path().join("ca.key"), "nonsense").expect("write");
-        let error = Authority::load_or_create(folder.path()).expect_err("broken");
+        let bench = Bench::new();
+        bench.authority();
+        std::fs::write(bench.path("ca.key"), "nonsense").expect("write");
+        let error = bench.load().expect_err("broken");
         assert!(error.to_string().contains("ca.key"), "{error}");
     }
 
     #[test]
     fn the_wildcard_is_renewed_before_it_expires() {
-        let folder = tempfile::tempdir().expect("folder");
+        let bench = Bench::new();
         let names = vec!["*.vm.localhost".to_owned()];
-        let leaves = Leaves::new(authority(folder.path()), names).expect("leaf");
+        let leaves = Leaves::new(bench.authority(), names).expect("leaf");
         let now = SystemTime::now();
         let der = |at| leaves.at(at).cert[0].clone();
         let first = der(now);
@@ -359,8 +409,9 @@ mod tests {
 
     #[test]
     fn a_name_that_is_none_is_an_error() {
-        let folder = tempfile::tempdir().expect("folder");
-        let error = authority(folder.path())
+        let bench = Bench::new();
+        let error = bench
+            .authority()
             .server_config("vm.localhost", &["bücher".to_owned()])
             .expect_err("not ASCII");
         assert!(matches!(error, AuthorityError::Issue(_)));

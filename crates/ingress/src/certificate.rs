@@ -103,9 +103,19 @@ pub(crate) struct Checked {
 }
 
 /// Both files, as they are.
-struct Content {
-    certificate: Vec<u8>,
+pub(crate) struct Content {
+    certificate: Zeroizing<Vec<u8>>,
     key: Zeroizing<Vec<u8>>,
+}
+
+impl Content {
+    /// Certificate and key are in one text.
+    pub(crate) fn of_one(text: Zeroizing<Vec<u8>>) -> Self {
+        Self {
+            certificate: text.clone(),
+            key: text,
+        }
+    }
 }
 
 impl CertificateFiles {
@@ -123,19 +133,15 @@ impl CertificateFiles {
         })
     }
 
-    /// What is in the files, if it is good for `name` at the moment `now`.
-    pub(crate) fn checked(&self, name: &str, now: SystemTime) -> Result<Checked, CertificateError> {
-        self.check(&self.read()?, name, now)
-    }
-
     fn read(&self) -> Result<Content, CertificateError> {
         Ok(Content {
-            certificate: read(&self.certificate)?,
+            certificate: Zeroizing::new(read(&self.certificate)?),
             key: Zeroizing::new(read(&self.key)?),
         })
     }
 
-    fn check(
+    /// The content of the files, if it is good for `name` at the moment `now`.
+    pub(crate) fn check(
         &self,
         content: &Content,
         name: &str,

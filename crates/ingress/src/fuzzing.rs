@@ -7,6 +7,7 @@ use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD as BASE64;
 use dormouse_core::{EndpointId, Timestamp};
+use dormouse_secrets::Sealer;
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Version, header};
 
@@ -119,7 +120,7 @@ fn keys() -> &'static TokenKeys {
         let set =
             format!(r#"{{"keys":[{{"kty":"oct","kid":"{KEY_ID}","alg":"A256GCM","k":"{key}"}}]}}"#);
         std::fs::write(&path, set).expect("key file");
-        TokenKeys::load_or_create(&path).expect("keys")
+        TokenKeys::load_or_create(&path, Arc::new(Sealer::random())).expect("keys")
     })
 }
 

@@ -20,7 +20,6 @@ mod authority;
 mod certificate;
 mod connections;
 mod exchange;
-mod file;
 mod frames;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]

@@ -207,6 +207,7 @@ fn single<'a>(headers: &'a HeaderMap, name: &str) -> Result<Option<&'a HeaderVal
 mod tests {
     use super::*;
     use crate::PortRange;
+    use dormouse_secrets::Sealer;
     use http::Request;
 
     const NOW_S: u64 = 1_900_000_000;
@@ -222,7 +223,9 @@ mod tests {
     impl Bench {
         fn new() -> Self {
             let folder = tempfile::tempdir().expect("folder");
-            let keys = TokenKeys::load_or_create(&folder.path().join("keys")).expect("keys");
+            let keys =
+                TokenKeys::load_or_create(&folder.path().join("keys"), Arc::new(Sealer::random()));
+            let keys = keys.expect("keys");
             Self {
                 keys,
                 _folder: folder,

@@ -154,12 +154,14 @@ impl fmt::Debug for Certificates {
 mod tests {
     use super::*;
     use dormouse_core::EndpointId;
+    use dormouse_secrets::Sealer;
     use uuid::Uuid;
 
     #[test]
     fn a_name_gets_the_certificate_that_was_given_for_it_then_its_own_then_the_wildcard() {
         let folder = tempfile::tempdir().expect("folder");
-        let authority = Arc::new(Authority::load_or_create(folder.path()).expect("CA"));
+        let authority = Authority::load_or_create(folder.path(), &Sealer::random());
+        let authority = Arc::new(authority.expect("CA"));
         let domains = Arc::new(Domains::default());
         let (all, one) = (
             Given::new("*.vm.example.com"),

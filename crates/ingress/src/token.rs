@@ -241,7 +241,6 @@ pub(crate) fn random(bytes: &mut [u8]) {
 mod tests {
     use super::*;
     use proptest::prelude::*;
-    use std::path::Path;
 
     const NOW: Timestamp = Timestamp(1_900_000_000_000);
     const ENDPOINT: &str = "30d00336-db07-f4f5-79c1-8571c22bef9e";
@@ -252,7 +251,7 @@ mod tests {
     const FOREIGN: &str = "eyJraWQiOiIzYzViYjZhMS0wYmQwLTRiMWMtOWQ2ZS0xZjJhM2I0YzVkNmUiLCJhbGciOiJkaXIiLCJlbmMiOiJBMjU2R0NNIn0..uX04TGHYWZCpy0zX.y_D0wyMF5xwJb-oN8r_1nh5hUbZiNAUtXpqbvBxUF2PvWLwbrwpdezOIZ1FC6ik2SR1vvSycrl9-W_aDjlh-xOzJqrSWVLvy4gvI9l2PUIfY7PMfvXBWHXZCaVCntdFM2R3NSLpL88MXUNq1Hf_Qs8XrVkJJAgSmjwC6wjUW.lmgc5qeQELSOba_vXMmHEw";
 
     fn known_keys() -> TokenKeys {
-        TokenKeys::parse(Path::new(""), KNOWN_KEY).expect("keys")
+        TokenKeys::of(KNOWN_KEY)
     }
 
     fn claims(ports: &[PortRange]) -> Claims {

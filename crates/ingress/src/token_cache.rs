@@ -73,9 +73,16 @@ mod tests {
     use super::*;
     use crate::token::{PortRange, TokenKind};
     use dormouse_core::EndpointId;
+    use dormouse_secrets::Sealer;
+    use std::path::Path;
+    use std::sync::Arc;
     use std::time::Duration;
 
     const NOW: Timestamp = Timestamp(1_900_000_000_000);
+
+    fn keys_at(path: &Path) -> TokenKeys {
+        TokenKeys::load_or_create(path, Arc::new(Sealer::random())).expect("keys")
+    }
 
     struct Bench {
         keys: TokenKeys,
@@ -85,7 +92,7 @@ mod tests {
     impl Bench {
         fn new() -> Self {
             let folder = tempfile::tempdir().expect("folder");
-            let keys = TokenKeys::load_or_create(&folder.path().join("keys")).expect("keys");
+            let keys = keys_at(&folder.path().join("keys"));
             Self { keys, folder }
         }
 
@@ -99,7 +106,7 @@ mod tests {
         }
 
         fn strangers(&self) -> TokenKeys {
-            TokenKeys::load_or_create(&self.folder.path().join("other")).expect("keys")
+            keys_at(&self.folder.path().join("other"))
         }
     }
 

@@ -1,11 +1,10 @@
 //! The keys of endpoint tokens: a JWK set in one file, whose first key makes tokens while all open them.
 //!
 //! After some weeks a new key is put before the others. One that makes no more tokens goes when the last
-//! that it can have made has expired. The file is written before a key is used, so that a crash at any
-//! moment leaves every token good.
+//! that it can have made has expired. The file, which is sealed, is written before a key is used, so that
+//! a crash at any moment leaves every token good.
 
 use std::fmt;
-use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, SystemTime};
@@ -14,6 +13,7 @@ use aws_lc_rs::aead::{AES_256_GCM, LessSafeKey, UnboundKey};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD as BASE64;
 use dormouse_core::limits;
+use dormouse_secrets::{Sealer, SecretError};
 use secrecy::zeroize::{Zeroize, Zeroizing};
 use serde::{Deserialize, Serialize};
 use tokio::task::spawn_blocking;
@@ -21,34 +21,20 @@ use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::file;
 use crate::token::random;
 use dormouse_core::chain;
 
 const KEY_BYTES: usize = 32;
+/// What the key file is sealed as.
+const PURPOSE: &str = "token-keys";
 pub(crate) const ENC: &str = "A256GCM";
 
 /// Why the key file gives no keys.
 #[derive(Debug, thiserror::Error)]
 pub enum TokenKeysError {
-    /// The file cannot be read.
-    #[error("token keys cannot be read from {path}")]
-    Read {
-        /// The key file.
-        path: PathBuf,
-        /// What the system said.
-        #[source]
-        source: io::Error,
-    },
-    /// The file cannot be written.
-    #[error("token keys cannot be written to {path}")]
-    Write {
-        /// The key file.
-        path: PathBuf,
-        /// What the system said.
-        #[source]
-        source: io::Error,
-    },
+    /// The file cannot be read, opened or written.
+    #[error("token keys")]
+    File(#[from] SecretError),
     /// The file is there but is no JWK set of at least one `A256GCM` key with a UUID for its `kid`.
     #[error("{path} holds no usable token keys")]
     Malformed {
@@ -82,10 +68,16 @@ impl Drop for Jwk {
 
 /// The keys that make and open tokens. Reading them takes no longer than copying a pointer.
 pub struct TokenKeys {
-    path: PathBuf,
+    file: KeyFile,
     ring: RwLock<Arc<Ring>>,
     /// Held while the file is changed.
     turning: Mutex<()>,
+}
+
+/// Where the keys are kept, and what seals them.
+struct KeyFile {
+    path: PathBuf,
+    sealer: Arc<Sealer>,
 }
 
 /// The keys as they are at one moment, the newest first; at least one.
@@ -105,28 +97,40 @@ impl Ring {
 }
 
 impl TokenKeys {
-    /// Reads the keys at `path`, or makes one and writes it there, readable by its owner only.
-    pub fn load_or_create(path: &Path) -> Result<Self, TokenKeysError> {
-        let text = match read(path)? {
+    /// Reads the keys at `path`, or makes one and puts it there, sealed and readable by its owner only.
+    pub fn load_or_create(path: &Path, sealer: Arc<Sealer>) -> Result<Self, TokenKeysError> {
+        let path = path.to_owned();
+        let file = KeyFile { path, sealer };
+        file.sealer.adopt(PURPOSE, &file.path)?;
+        let text = match file.read()? {
             Some(text) => text,
             None => {
                 let keys = vec![Jwk::new(now_s())];
-                write(path, &JwkSet { keys })?
+                file.write(&JwkSet { keys })?
             }
         };
-        Self::parse(path, &text).ok_or_else(|| TokenKeysError::Malformed {
-            path: path.to_owned(),
-        })
+        let malformed = file.malformed();
+        Self::parse(file, &text).ok_or(malformed)
     }
 
     /// Reads a JWK set; `None` unless every key in it is usable and there is at least one.
-    pub(crate) fn parse(path: &Path, text: &str) -> Option<Self> {
-        let set: JwkSet = serde_json::from_str(text).ok()?;
+    fn parse(file: KeyFile, text: &[u8]) -> Option<Self> {
+        let set: JwkSet = serde_json::from_slice(text).ok()?;
         Some(Self {
-            path: path.to_owned(),
+            file,
             ring: RwLock::new(Arc::new(set.ring()?)),
             turning: Mutex::new(()),
         })
+    }
+
+    /// The keys of a JWK set that is kept nowhere.
+    #[cfg(test)]
+    pub(crate) fn of(text: &str) -> Self {
+        let file = KeyFile {
+            path: PathBuf::new(),
+            sealer: Arc::new(Sealer::random()),
+        };
+        Self::parse(file, text.as_bytes()).expect("keys")
     }
 
     pub(crate) fn ring(&self) -> Arc<Ring> {
@@ -155,16 +159,14 @@ impl TokenKeys {
     /// Does what is due at the second `now_s`, and says whether anything was.
     fn turn(&self, every: Duration, now_s: u64) -> Result<bool, TokenKeysError> {
         let _turning = self.turning.lock().unwrap_or_else(PoisonError::into_inner);
-        let malformed = || TokenKeysError::Malformed {
-            path: self.path.clone(),
-        };
-        let text = read(&self.path)?.ok_or_else(malformed)?;
-        let mut set: JwkSet = serde_json::from_str(&text).map_err(|_| malformed())?;
+        let malformed = || self.file.malformed();
+        let text = self.file.read()?.ok_or_else(malformed)?;
+        let mut set: JwkSet = serde_json::from_slice(&text).map_err(|_| malformed())?;
         if set.keys.is_empty() || !set.turn(every, now_s) {
             return Ok(false);
         }
         let ring = set.ring().ok_or_else(malformed)?;
-        write(&self.path, &set)?;
+        self.file.write(&set)?;
         *self.ring.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(ring);
         Ok(true)
     }
@@ -222,23 +224,23 @@ impl fmt::Debug for TokenKeys {
     }
 }
 
-fn read(path: &Path) -> Result<Option<Zeroizing<String>>, TokenKeysError> {
-    let read = file::read(path).map_err(|source| TokenKeysError::Read {
-        path: path.to_owned(),
-        source,
-    })?;
-    Ok(read.map(Zeroizing::new))
-}
+impl KeyFile {
+    fn read(&self) -> Result<Option<Zeroizing<Vec<u8>>>, TokenKeysError> {
+        Ok(self.sealer.read(PURPOSE, &self.path)?)
+    }
 
-fn write(path: &Path, set: &JwkSet) -> Result<Zeroizing<String>, TokenKeysError> {
-    let text = Zeroizing::new(
-        serde_json::to_string_pretty(set).expect("a JWK set of strings always serializes"),
-    );
-    file::replace(path, 0o600, text.as_bytes()).map_err(|source| TokenKeysError::Write {
-        path: path.to_owned(),
-        source,
-    })?;
-    Ok(text)
+    fn write(&self, set: &JwkSet) -> Result<Zeroizing<Vec<u8>>, TokenKeysError> {
+        let text = serde_json::to_vec_pretty(set).expect("a JWK set of strings always serializes");
+        let text = Zeroizing::new(text);
+        self.sealer.write(PURPOSE, &self.path, &text)?;
+        Ok(text)
+    }
+
+    fn malformed(&self) -> TokenKeysError {
+        TokenKeysError::Malformed {
+            path: self.path.clone(),
+        }
+    }
 }
 
 fn now_s() -> u64 {
@@ -274,32 +276,50 @@ mod tests {
 
     struct Bench {
         folder: tempfile::TempDir,
+        sealer: Arc<Sealer>,
     }
 
     impl Bench {
         fn new() -> Self {
-            let folder = tempfile::tempdir().expect("folder");
-            Self { folder }
+            Self {
+                folder: tempfile::tempdir().expect("folder"),
+                sealer: Arc::new(Sealer::random()),
+            }
         }
 
         fn path(&self) -> PathBuf {
             self.folder.path().join("keys/tokens.jwks")
         }
 
+        fn load(&self) -> Result<TokenKeys, TokenKeysError> {
+            TokenKeys::load_or_create(&self.path(), Arc::clone(&self.sealer))
+        }
+
         fn keys(&self) -> TokenKeys {
-            TokenKeys::load_or_create(&self.path()).expect("keys")
+            self.load().expect("keys")
+        }
+
+        /// Replaces the file.
+        fn put(&self, text: &str) {
+            let written = self.sealer.write(PURPOSE, &self.path(), text.as_bytes());
+            written.expect("write");
+        }
+
+        /// What is sealed in the file.
+        fn text(&self) -> String {
+            let text = self.sealer.read(PURPOSE, &self.path()).expect("read");
+            String::from_utf8(text.expect("file").to_vec()).expect("text")
         }
 
         /// The file with one key, made at this second.
         fn made_at(&self, second: u64) -> TokenKeys {
             let keys = vec![Jwk::new(second)];
-            write(&self.path(), &JwkSet { keys }).expect("write");
+            self.put(&serde_json::to_string_pretty(&JwkSet { keys }).expect("text"));
             self.keys()
         }
 
         fn set(&self) -> JwkSet {
-            let text = std::fs::read_to_string(self.path()).expect("read");
-            serde_json::from_str(&text).expect("set")
+            serde_json::from_str(&self.text()).expect("set")
         }
     }
 
@@ -379,10 +399,10 @@ mod tests {
     fn a_key_without_an_age_is_old() {
         let bench = Bench::new();
         bench.made_at(NOW_S);
-        let text = std::fs::read_to_string(bench.path()).expect("read");
+        let text = bench.text();
         let ageless = text.replace(&format!(",\n      \"iat\": {NOW_S}"), "");
         assert_ne!(text, ageless);
-        std::fs::write(bench.path(), ageless).expect("write");
+        bench.put(&ageless);
         let keys = bench.keys();
         let token = keys.mint(&claims());
         assert!(keys.turn(DAY, NOW_S).expect("turn"));
@@ -403,31 +423,42 @@ mod tests {
     #[test]
     fn keys_survive_a_restart_and_are_private() {
         use std::os::unix::fs::PermissionsExt;
-        let folder = tempfile::tempdir().expect("folder");
-        let path = folder.path().join("keys/tokens.json");
-        let token = TokenKeys::load_or_create(&path)
-            .expect("keys")
-            .mint(&claims());
-        let again = TokenKeys::load_or_create(&path).expect("keys");
+        let bench = Bench::new();
+        let token = bench.keys().mint(&claims());
+        let again = bench.keys();
         assert_eq!(again.open(&token, NOW), Ok(claims()));
-        let mode = std::fs::metadata(&path).expect("file").permissions().mode();
-        assert_eq!(mode & 0o777, 0o600);
-        let set: JwkSet =
-            serde_json::from_str(&std::fs::read_to_string(&path).expect("read")).expect("set");
-        assert!(!format!("{again:?}").contains(&set.keys[0].k));
+        let mode = std::fs::metadata(bench.path()).expect("file").permissions();
+        assert_eq!(mode.mode() & 0o777, 0o600);
+        let secret = bench.set().keys[0].k.clone();
+        assert!(!format!("{again:?}").contains(&secret));
+        let stored = std::fs::read_to_string(bench.path()).expect("read");
+        assert!(dormouse_secrets::is_sealed(stored.as_bytes()));
+        assert!(!stored.contains(&secret));
+    }
+
+    #[test]
+    fn the_plain_file_of_an_earlier_version_is_sealed_and_its_tokens_stay_good() {
+        let bench = Bench::new();
+        let token = bench.keys().mint(&claims());
+        let plain = bench.text();
+        std::fs::write(bench.path(), &plain).expect("write");
+        assert_eq!(bench.keys().open(&token, NOW), Ok(claims()));
+        let stored = std::fs::read(bench.path()).expect("read");
+        assert!(dormouse_secrets::is_sealed(&stored));
+        assert_eq!(bench.text(), plain);
     }
 
     #[test]
     fn an_unusable_key_file_is_an_error_and_stays_as_it_is() {
         let bench = Bench::new();
         bench.keys();
-        let good = std::fs::read_to_string(bench.path()).expect("read");
+        let good = bench.text();
         let short = good.replace(&bench.set().keys[0].k[..4], "");
         for text in ["", "{}", r#"{"keys":[]}"#, &short] {
-            std::fs::write(bench.path(), text).expect("write");
-            let error = TokenKeys::load_or_create(&bench.path()).expect_err("unusable");
+            bench.put(text);
+            let error = bench.load().expect_err("unusable");
             assert!(matches!(error, TokenKeysError::Malformed { .. }), "{text}");
-            assert_eq!(std::fs::read_to_string(bench.path()).expect("read"), text);
+            assert_eq!(bench.text(), text);
         }
     }
 }

@@ -154,7 +154,7 @@ fn dispatch(cli: &Cli) -> Result<ExitCode> {
         Command::Env { account, proxy } => {
             let config = Config::load(over, &unserved)?;
             let way = if *proxy { Way::Proxy } else { Way::Endpoint };
-            print(&env::exports(&config.data_dir, account.as_ref(), way)?)?;
+            print(&env::exports(&config, account.as_ref(), way)?)?;
         }
         Command::Key(command) => key::run(&Config::load(over, &unserved)?, command)?,
         Command::Run(args) => return block_on(vms::run(over, args)),

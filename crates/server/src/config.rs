@@ -8,6 +8,7 @@ mod capacity;
 mod listeners;
 mod quotas;
 mod registry;
+mod secrets;
 mod tls;
 mod traffic;
 
@@ -16,6 +17,7 @@ pub(crate) use capacity::CapacityConfig;
 pub(crate) use listeners::DnsConfig;
 pub(crate) use quotas::QuotaConfig;
 pub(crate) use registry::{BaseImageConfig, MANAGED_BASE};
+pub(crate) use secrets::SecretsConfig;
 pub(crate) use tls::TlsConfig;
 pub(crate) use traffic::LimitConfig;
 
@@ -67,6 +69,8 @@ pub(crate) struct Config {
     pub(crate) dns: Option<DnsConfig>,
     /// Certificates other than the internal CA's.
     pub(crate) tls: TlsConfig,
+    /// How secrets are sealed.
+    pub(crate) secrets: SecretsConfig,
     /// How long one key signs endpoint tokens.
     pub(crate) token_rotation: Duration,
     /// Where kernel, agent and base images are; none to look in the usual places.
@@ -250,6 +254,7 @@ struct Raw {
     assets_dir: Option<PathBuf>,
     endpoint: RawEndpoint,
     tls: tls::RawTls,
+    secrets: secrets::RawSecrets,
     tokens: RawTokens,
     dns: listeners::RawDns,
     connect: listeners::RawConnect,
@@ -341,6 +346,7 @@ impl Config {
             connect_addr: listeners::on_loopback("connect.addr", raw.connect.addr)?,
             tls: tls::tls(raw.tls, dns.is_some())?,
             dns,
+            secrets: secrets::secrets(raw.secrets, std::env::var_os("CREDENTIALS_DIRECTORY"))?,
             token_rotation: token_rotation(raw.tokens.rotate_days)?,
             assets_dir: serve.assets_dir.clone().or(raw.assets_dir),
             s3: raw

@@ -26,6 +26,9 @@ pub(crate) struct DaemonFile {
     pub(crate) region: String,
     /// AWS account of its first access key.
     pub(crate) account: AccountId,
+    /// Where the key is that seals its secrets; none for the data directory's own.
+    #[serde(default)]
+    pub(crate) sealing_key_file: Option<PathBuf>,
     /// Certificate of the CA that signs the endpoints' certificates, as PEM.
     pub(crate) ca_file: PathBuf,
 }
@@ -183,6 +186,7 @@ mod tests {
             connect_addr: None,
             region: "us-east-1".to_owned(),
             account: AccountId::parse("000000000000").unwrap(),
+            sealing_key_file: Some("/sealing.key".into()),
             ca_file: "/ca.pem".into(),
         };
         file.write(data.path()).unwrap();

@@ -13,6 +13,7 @@ use anyhow::{Context, Result};
 use dormouse_ingress::{
     Acme, Authority, Certificates, Challenges, Domains, Followed, Given, Ingress, Names, TokenKeys,
 };
+use dormouse_secrets::Sealer;
 use rustls::ServerConfig;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -58,6 +59,7 @@ impl Front {
         config: &Config,
         authority: &Arc<Authority>,
         domains: &Arc<Domains>,
+        sealer: &Arc<Sealer>,
     ) -> Result<Self> {
         let endpoint_domains = [
             config.endpoint_domain.clone(),
@@ -65,7 +67,7 @@ impl Front {
         ];
         let suffixes = endpoint_domains.each_ref().map(String::as_str);
         let challenges = Arc::new(Challenges::default());
-        let tls = Tls::open(config, authority, domains, &suffixes, &challenges)?;
+        let tls = Tls::open(config, authority, domains, &suffixes, &challenges, sealer)?;
         let dns = match &config.dns {
             None => None,
             Some(dns) => {
@@ -166,6 +168,7 @@ impl Tls {
         domains: &Arc<Domains>,
         suffixes: &[&str],
         challenges: &Arc<Challenges>,
+        sealer: &Arc<Sealer>,
     ) -> Result<Self> {
         let wildcard = Given::new(&format!("*.{}", config.endpoint_domain));
         let own = config.tls.certificate.iter();
@@ -179,9 +182,11 @@ impl Tls {
         }
         let acme = config.tls.acme.clone().map(|acme| {
             let folder = config.data_dir.join("tls/acme");
-            let challenges = Arc::clone(challenges);
-            Acme::open(acme, &config.endpoint_domain, &folder, challenges, wildcard)
+            let (sealer, challenges) = (Arc::clone(sealer), Arc::clone(challenges));
+            let domain = &config.endpoint_domain;
+            Acme::open(acme, domain, &folder, sealer, challenges, wildcard)
         });
+        let acme = acme.transpose().context("files of the ACME server's")?;
         let names = suffixes.iter();
         let names = names.flat_map(|suffix| [format!("*.{suffix}"), (*suffix).to_owned()]);
         let (names, ca) = (names.collect(), Arc::clone(authority));

@@ -1,18 +1,20 @@
 //! Access keys: who may call the API and the embedded S3, and for which account.
 //!
-//! `DATA/keys/ID.json` holds one key; the first start makes one. The folder is the truth: `dormouse key` adds
+//! `DATA/keys/ID.json` holds one key, sealed; the first start makes one. The folder is the truth: `dormouse key` adds
 //! and removes files, and a running daemon follows within a moment.
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use dormouse_core::chain;
 use dormouse_core::{AccountId, Timestamp, limits};
 use dormouse_node::clock;
+use dormouse_secrets::{Sealer, SecretError};
+use secrecy::zeroize::{Zeroize, Zeroizing};
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use tokio_util::sync::CancellationToken;
@@ -23,6 +25,8 @@ const ID_LEN: usize = 20;
 const ID_PREFIX: &str = "AKIA";
 /// Bytes of randomness in a secret: 40 characters in base64, as on AWS.
 const SECRET_BYTES: usize = 30;
+/// What a key's file is sealed as.
+const PURPOSE: &str = "access-key";
 
 /// One access key.
 #[derive(Debug, Clone)]
@@ -41,6 +45,7 @@ pub(crate) struct AccessKey {
 #[derive(Debug)]
 pub(crate) struct Keys {
     dir: PathBuf,
+    sealer: Arc<Sealer>,
     known: RwLock<Known>,
     /// The folder as it was last read; whoever reads it holds this.
     listing: Mutex<Listing>,
@@ -65,6 +70,9 @@ pub(crate) enum KeysError {
         #[source]
         source: io::Error,
     },
+    /// A key's file cannot be read, opened or written.
+    #[error(transparent)]
+    Secret(#[from] SecretError),
     /// A file does not hold a key.
     #[error("{path} is not an access key: {problem}")]
     Malformed {
@@ -96,29 +104,48 @@ struct KeyFile {
     created_at_ms: u64,
 }
 
+impl Drop for KeyFile {
+    fn drop(&mut self) {
+        self.secret_access_key.zeroize();
+    }
+}
+
 impl Keys {
-    /// Reads the keys in the data directory, making the first one for `account` where there is none.
-    pub(crate) fn open_or_create(data_dir: &Path, account: &AccountId) -> Result<Self, KeysError> {
-        match Self::open(data_dir) {
+    /// Reads the keys in the data directory, making the first one for `account` where there is none. Those of
+    /// earlier versions are sealed.
+    pub(crate) fn open_or_create(
+        data_dir: &Path,
+        account: &AccountId,
+        sealer: Arc<Sealer>,
+    ) -> Result<Self, KeysError> {
+        match Self::open(data_dir, Arc::clone(&sealer)) {
             Err(KeysError::None(dir)) => {
                 let key = AccessKey::random(account.clone());
-                store(&dir, &key)?;
+                store(&dir, &key, &sealer)?;
                 tracing::info!(access_key_id = key.id, %account, "first access key made");
-                Self::open(data_dir)
+                Self::open(data_dir, sealer)
             }
-            opened => opened,
+            opened => {
+                let keys = opened?;
+                keys.adopt()?;
+                Ok(keys)
+            }
         }
     }
 
     /// Makes another key, which a running daemon takes up by itself.
-    pub(crate) fn create(data_dir: &Path, account: AccountId) -> Result<AccessKey, KeysError> {
+    pub(crate) fn create(
+        data_dir: &Path,
+        account: AccountId,
+        sealer: &Sealer,
+    ) -> Result<AccessKey, KeysError> {
         let dir = folder(data_dir);
         match list(&dir) {
             Ok(files) if files.len() >= limits::ACCESS_KEYS_MAX => return Err(KeysError::TooMany),
             _ => {}
         }
         let key = AccessKey::random(account);
-        store(&dir, &key)?;
+        store(&dir, &key, sealer)?;
         Ok(key)
     }
 
@@ -138,7 +165,7 @@ impl Keys {
     }
 
     /// Reads the keys in the data directory; there is at least one.
-    pub(crate) fn open(data_dir: &Path) -> Result<Self, KeysError> {
+    pub(crate) fn open(data_dir: &Path, sealer: Arc<Sealer>) -> Result<Self, KeysError> {
         let dir = folder(data_dir);
         let listing = match list(&dir) {
             Err(KeysError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
@@ -148,17 +175,27 @@ impl Keys {
         };
         let mut known = Known::new();
         for (file, ..) in &listing {
-            let key = load(&dir.join(file))?;
-            known.insert(key.id.clone(), key);
+            if let Some(key) = load(&dir.join(file), &sealer)? {
+                known.insert(key.id.clone(), key);
+            }
         }
         if known.is_empty() {
             return Err(KeysError::None(dir));
         }
         Ok(Self {
             dir,
+            sealer,
             known: RwLock::new(known),
             listing: Mutex::new(listing),
         })
+    }
+
+    /// Seals the files that an earlier version left plain.
+    fn adopt(&self) -> Result<(), KeysError> {
+        for (file, ..) in list(&self.dir)? {
+            self.sealer.adopt(PURPOSE, &self.dir.join(file))?;
+        }
+        Ok(())
     }
 
     /// Finds a key by its id.
@@ -188,12 +225,12 @@ impl Keys {
         }
         let mut known = Known::new();
         for (file, ..) in &listing {
-            match load(&self.dir.join(file)) {
-                Ok(key) => {
+            match load(&self.dir.join(file), &self.sealer) {
+                Ok(Some(key)) => {
                     known.insert(key.id.clone(), key);
                 }
                 // Deleted since it was listed: the next look finds another listing.
-                Err(KeysError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
+                Ok(None) => {}
                 Err(error) => tracing::warn!(error = chain(&error), "access key is not used"),
             }
         }
@@ -317,46 +354,36 @@ fn fill(bytes: &mut [u8]) {
     aws_lc_rs::rand::fill(bytes).expect("the system's random generator works");
 }
 
-/// Writes the whole file or none.
-fn store(dir: &Path, key: &AccessKey) -> Result<(), KeysError> {
-    std::fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(dir)
-        .map_err(failed("create", dir))?;
+/// Seals the key into its file: the whole file or none.
+fn store(dir: &Path, key: &AccessKey, sealer: &Sealer) -> Result<(), KeysError> {
     let text = serde_json::to_vec_pretty(&KeyFile {
         access_key_id: key.id.clone(),
         secret_access_key: key.secret.expose_secret().to_owned(),
         account: key.account.clone(),
         created_at_ms: key.created_at.0,
-    })
-    .expect("strings become JSON");
+    });
+    let text = Zeroizing::new(text.expect("strings become JSON"));
     let path = dir.join(format!("{}.json", key.id));
-    let new = path.with_extension("new");
-    let write = || {
-        let mut file = std::fs::OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(&new)?;
-        file.write_all(&text)?;
-        file.sync_all()?;
-        std::fs::rename(&new, &path)?;
-        std::fs::File::open(dir)?.sync_all()
-    };
-    write().map_err(failed("write", &path))
+    Ok(sealer.write(PURPOSE, &path, &text)?)
 }
 
-fn load(path: &Path) -> Result<AccessKey, KeysError> {
+/// Reads a key; none when there is no such file any more.
+fn load(path: &Path, sealer: &Sealer) -> Result<Option<AccessKey>, KeysError> {
+    match sealer.read(PURPOSE, path)? {
+        Some(text) => parse(path, &text).map(Some),
+        None => Ok(None),
+    }
+}
+
+fn parse(path: &Path, text: &[u8]) -> Result<AccessKey, KeysError> {
     let malformed = |problem: String| KeysError::Malformed {
         path: path.to_owned(),
         problem,
     };
-    let text = std::fs::read(path).map_err(failed("read", path))?;
-    let file: KeyFile = serde_json::from_slice(&text)
+    let mut file: KeyFile = serde_json::from_slice(text)
         // The parser's own words could quote the secret.
         .map_err(|error| malformed(format!("line {}, column {}", error.line(), error.column())))?;
-    let id = file.access_key_id;
+    let id = file.access_key_id.clone();
     if !is_id(&id) {
         return Err(malformed(
             "access_key_id is not 16 to 128 letters and digits".to_owned(),
@@ -372,8 +399,8 @@ fn load(path: &Path) -> Result<AccessKey, KeysError> {
     }
     Ok(AccessKey {
         id,
-        secret: file.secret_access_key.into(),
-        account: file.account,
+        secret: std::mem::take(&mut file.secret_access_key).into(),
+        account: file.account.clone(),
         created_at: Timestamp(file.created_at_ms),
     })
 }
@@ -396,17 +423,48 @@ mod tests {
         AccountId::parse("000000000000").unwrap()
     }
 
+    /// A data directory, and what seals its keys.
+    struct Bench {
+        data: tempfile::TempDir,
+        sealer: Arc<Sealer>,
+    }
+
+    impl Bench {
+        fn new() -> Self {
+            Self {
+                data: tempfile::tempdir().unwrap(),
+                sealer: Arc::new(Sealer::random()),
+            }
+        }
+
+        fn path(&self) -> &Path {
+            self.data.path()
+        }
+
+        fn open(&self) -> Result<Keys, KeysError> {
+            Keys::open(self.path(), Arc::clone(&self.sealer))
+        }
+
+        fn open_or_create(&self) -> Keys {
+            Keys::open_or_create(self.path(), &account(), Arc::clone(&self.sealer)).unwrap()
+        }
+
+        fn create(&self, account: AccountId) -> AccessKey {
+            Keys::create(self.path(), account, &self.sealer).unwrap()
+        }
+    }
+
     #[test]
     fn the_first_start_makes_one_key_and_the_second_finds_it() {
-        let data = tempfile::tempdir().unwrap();
-        assert!(matches!(Keys::open(data.path()), Err(KeysError::None(_))));
-        let made = Keys::open_or_create(data.path(), &account()).unwrap();
+        let data = Bench::new();
+        assert!(matches!(data.open(), Err(KeysError::None(_))));
+        let made = data.open_or_create();
         let key = made.first_of(&account()).unwrap();
         assert_eq!(key.id.len(), 20);
         assert!(key.id.starts_with("AKIA"));
         assert_eq!(key.secret.expose_secret().len(), 40);
 
-        let found = Keys::open_or_create(data.path(), &account()).unwrap();
+        let found = data.open_or_create();
         assert_eq!(found.all().len(), 1);
         let same = found.get(&key.id).unwrap();
         assert_eq!(same.secret.expose_secret(), key.secret.expose_secret());
@@ -415,19 +473,51 @@ mod tests {
 
     #[test]
     fn only_the_owner_may_read_a_key_and_no_text_shows_it() {
-        let data = tempfile::tempdir().unwrap();
-        let keys = Keys::open_or_create(data.path(), &account()).unwrap();
+        let data = Bench::new();
+        let keys = data.open_or_create();
         let first = keys.first_of(&account()).unwrap();
         let path = data.path().join(format!("keys/{}.json", first.id));
         let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
         assert_eq!(mode(&path), 0o600);
         assert_eq!(mode(&data.path().join("keys")), 0o700);
         assert!(!format!("{keys:?}").contains(first.secret.expose_secret()));
+        let stored = std::fs::read_to_string(&path).unwrap();
+        assert!(dormouse_secrets::is_sealed(stored.as_bytes()));
+        assert!(!stored.contains(first.secret.expose_secret()));
+    }
+
+    #[test]
+    fn the_plain_keys_of_an_earlier_version_are_sealed_by_the_next_start() {
+        let data = Bench::new();
+        let first = data.open_or_create().first_of(&account()).unwrap();
+        let path = data.path().join(format!("keys/{}.json", first.id));
+        let plain = data.sealer.read(PURPOSE, &path).unwrap().unwrap();
+        std::fs::write(&path, &plain).unwrap();
+        data.open().unwrap();
+        let stored = || std::fs::read(&path).unwrap();
+        assert_eq!(stored(), plain.as_slice(), "a command leaves them alone");
+
+        let keys = data.open_or_create();
+        assert!(dormouse_secrets::is_sealed(&stored()));
+        let same = data.open().unwrap().get(&first.id).unwrap();
+        assert_eq!(same.secret.expose_secret(), first.secret.expose_secret());
+        assert_eq!(keys.all().len(), 1);
+    }
+
+    #[test]
+    fn a_key_in_anothers_place_is_refused() {
+        let data = Bench::new();
+        data.open_or_create();
+        let [one, two] = [0, 1].map(|_| data.create(account()).id);
+        let path = |id| data.path().join(format!("keys/{id}.json"));
+        std::fs::copy(path(one), path(two.clone())).unwrap();
+        let said = data.open().unwrap_err().to_string();
+        assert!(said.contains(&two), "{said}");
     }
 
     #[test]
     fn a_damaged_file_is_named_and_not_quoted() {
-        let data = tempfile::tempdir().unwrap();
+        let data = Bench::new();
         std::fs::create_dir(data.path().join("keys")).unwrap();
         for damaged in [
             "",
@@ -437,7 +527,7 @@ mod tests {
             r#"{"access_key_id": "AKIAAAAAAAAAAAAAAAAA", "secret_access_key": "hush", "account": "000000000000"}"#,
         ] {
             std::fs::write(data.path().join("keys/a.json"), damaged).unwrap();
-            let said = Keys::open(data.path()).unwrap_err().to_string();
+            let said = data.open().unwrap_err().to_string();
             assert!(said.contains("keys/a.json"), "{said}");
             assert!(!said.contains("hush"), "{said}");
         }
@@ -445,11 +535,11 @@ mod tests {
 
     #[test]
     fn keys_come_and_go_while_they_are_in_use() {
-        let data = tempfile::tempdir().unwrap();
-        let keys = Keys::open_or_create(data.path(), &account()).unwrap();
+        let data = Bench::new();
+        let keys = data.open_or_create();
         let first = keys.first_of(&account()).unwrap();
         let other = AccountId::parse("111111111111").unwrap();
-        let made = Keys::create(data.path(), other.clone()).unwrap();
+        let made = data.create(other.clone());
         assert!(keys.get(&made.id).is_none());
         keys.refresh().unwrap();
         assert_eq!(keys.get(&made.id).unwrap().account, other);
@@ -469,10 +559,10 @@ mod tests {
 
     #[tokio::test]
     async fn a_key_that_was_made_a_moment_ago_is_met() {
-        let data = tempfile::tempdir().unwrap();
-        let keys = Arc::new(Keys::open_or_create(data.path(), &account()).unwrap());
+        let data = Bench::new();
+        let keys = Arc::new(data.open_or_create());
         for header in [true, false] {
-            let made = Keys::create(data.path(), account()).unwrap();
+            let made = data.create(account());
             let credential = format!("{}/20260101/us-east-1/lambda/aws4_request", made.id);
             let request = match header {
                 true => http::Request::get("/").header(

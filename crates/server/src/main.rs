@@ -25,6 +25,7 @@ mod metrics;
 mod objects;
 mod retention;
 mod s3;
+mod sealing;
 mod serve;
 mod telemetry;
 mod throttle;

@@ -235,6 +235,7 @@ fn says(error: &(dyn Error + 'static), word: &str) -> bool {
 mod tests {
     use super::*;
     use crate::keys::Keys;
+    use dormouse_secrets::Sealer;
     use hyper::service::service_fn;
     use hyper_util::rt::{TokioExecutor, TokioIo};
     use hyper_util::server::conn::auto;
@@ -256,7 +257,9 @@ mod tests {
         async fn start() -> Self {
             let folder = tempfile::tempdir().unwrap();
             let account = owner();
-            let keys = Arc::new(Keys::open_or_create(folder.path(), &account).unwrap());
+            let sealer = Arc::new(Sealer::random());
+            let keys = Keys::open_or_create(folder.path(), &account, sealer).unwrap();
+            let keys = Arc::new(keys);
             let key = keys.first_of(&account).unwrap();
             let s3 = s3::Service::open(folder.path(), "us-east-1", keys, &account)
                 .await

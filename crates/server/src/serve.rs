@@ -18,6 +18,7 @@ use crate::keys::Keys;
 use crate::objects::Objects;
 use crate::retention;
 use crate::s3;
+use crate::sealing;
 use crate::telemetry;
 use crate::throttle::{Refusals, Throttle};
 use crate::upstreams::LocalUpstreams;
@@ -35,6 +36,7 @@ use dormouse_node::layout::Layout;
 use dormouse_node::lifecycle::Host;
 use dormouse_node::node::Node;
 use dormouse_node::vmm::qemu::Qemu;
+use dormouse_secrets::Sealer;
 use dormouse_store::Store;
 use rustix::fs::Mode;
 use std::path::{Path, PathBuf};
@@ -77,17 +79,21 @@ impl Running {
             .with_context(|| format!("create {}", data_dir.display()))?;
         let lock = DataLock::acquire(&data_dir)?;
         let assets = Assets::find(config.assets_dir.as_deref())?;
-        let keys = Arc::new(Keys::open_or_create(&data_dir, &config.account)?);
-        let (authority, tokens) = credentials(&data_dir)?;
+        let sealer = Arc::new(sealing::for_daemon(&config)?);
+        let keys = Keys::open_or_create(&data_dir, &config.account, Arc::clone(&sealer))?;
+        let keys = Arc::new(keys);
+        let (authority, tokens) = credentials(&data_dir, &sealer)?;
         let domains = Arc::default();
-        let front = Front::open(&config, &authority, &domains).await?;
+        let front = Front::open(&config, &authority, &domains, &sealer).await?;
 
         let images = prepare_images(&layout, &assets).await?;
         let images = config.base_images.images(images);
         let slots = SlotPool::start(slot_config(&config))
             .await
             .context("network slots")?;
-        let means = Arc::new(means(&config, &layout, &assets, Arc::clone(&slots)).await?);
+        let store = Store::sqlite_adopting(&config.database(), Arc::clone(&sealer)).await?;
+        let means = means(&config, &layout, &assets, Arc::clone(&slots), store).await?;
+        let means = Arc::new(means);
         let node = Node::start(Arc::clone(&means)).await?;
         let s3 = s3::Service::open(
             &data_dir,
@@ -210,6 +216,7 @@ async fn means(
     layout: &Layout,
     assets: &Assets,
     slots: Arc<SlotPool>,
+    store: Store,
 ) -> Result<Means> {
     let boot = {
         let (layout, assets) = (layout.clone(), assets.clone());
@@ -241,7 +248,7 @@ async fn means(
             boot,
             layers: Arc::new(LayerCache::new(&layout.layers())),
         },
-        store: Store::sqlite(&config.data_dir.join("dormouse.db")).await?,
+        store,
         transitions: Semaphore::new(limits::TRANSITIONS_AT_ONCE),
         stop: CancellationToken::new(),
     })
@@ -271,14 +278,13 @@ fn owner_tag(data_dir: &Path) -> String {
     hex::encode(&digest.as_ref()[..3])
 }
 
-fn credentials(data_dir: &Path) -> Result<(Arc<Authority>, Arc<TokenKeys>)> {
+fn credentials(data_dir: &Path, sealer: &Arc<Sealer>) -> Result<(Arc<Authority>, Arc<TokenKeys>)> {
     let tls = data_dir.join("tls");
     std::fs::create_dir_all(&tls).with_context(|| format!("create {}", tls.display()))?;
-    let authority = Arc::new(Authority::load_or_create(&tls)?);
-    let tokens = Arc::new(TokenKeys::load_or_create(
-        &data_dir.join("keys/tokens.jwks"),
-    )?);
-    Ok((authority, tokens))
+    let authority = Arc::new(Authority::load_or_create(&tls, sealer)?);
+    let tokens = data_dir.join("keys/tokens.jwks");
+    let tokens = TokenKeys::load_or_create(&tokens, Arc::clone(sealer))?;
+    Ok((authority, Arc::new(tokens)))
 }
 
 fn ca_file(data_dir: &Path) -> PathBuf {
@@ -305,6 +311,7 @@ async fn announce(app: &App, front: &Front, vmm: &str) -> Result<()> {
         connect_addr: front.connect.as_ref().map(|listener| listener.addr),
         region: app.config.region.clone(),
         account: app.config.account.clone(),
+        sealing_key_file: app.config.secrets.key_file.clone(),
         ca_file: ca_file(data_dir),
     };
     file.write(data_dir)?;

@@ -29,6 +29,19 @@ pub enum Kind {
 }
 
 impl Kind {
+    /// Each of them.
+    pub(crate) const ALL: [Self; 9] = [
+        Self::Image,
+        Self::Version,
+        Self::Build,
+        Self::Microvm,
+        Self::ClientToken,
+        Self::Connector,
+        Self::ConnectorVersion,
+        Self::ConnectorName,
+        Self::Domain,
+    ];
+
     /// The name under which rows of this kind are stored.
     #[must_use]
     pub fn as_str(self) -> &'static str {

@@ -1,6 +1,7 @@
 //! Why the store could not do what was asked.
 
 use crate::Kind;
+use dormouse_secrets::SecretError;
 use std::path::PathBuf;
 
 /// Why the store could not do what was asked.
@@ -68,6 +69,9 @@ pub enum StoreError {
         #[source]
         source: std::io::Error,
     },
+    /// A row's body cannot be opened.
+    #[error(transparent)]
+    Sealed(#[from] SecretError),
     /// SQLite refused.
     #[error("{action} in the database")]
     Sqlite {

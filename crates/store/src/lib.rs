@@ -7,7 +7,7 @@
 //!   Store::get::<Image>(..)      typed, generic over Entity
 //!        │ Row { kind, id, account, parent, seq, revision, body }
 //!        ▼
-//!   dyn Backend ──▶ Memory | Sqlite
+//!   dyn Backend ──▶ Memory | Sealed<Sqlite>
 //! ```
 //!
 //! Nothing is overwritten blindly: each change names the revision that it was decided on and fails with
@@ -20,6 +20,7 @@ mod entity;
 mod error;
 mod memory;
 mod migrate;
+mod sealed;
 mod sqlite;
 mod store;
 
@@ -29,5 +30,6 @@ pub use domain::Domain;
 pub use entity::{ClientToken, Entity, version_key};
 pub use error::StoreError;
 pub use memory::Memory;
+pub use sealed::Sealed;
 pub use sqlite::Sqlite;
 pub use store::{Batch, Store, Versioned};

@@ -8,7 +8,10 @@ use rusqlite::{Connection, TransactionBehavior};
 use std::path::Path;
 
 /// Migration `n` of the database is entry `n - 1`. Append only.
-const MIGRATIONS: [&str; 1] = [include_str!("../migrations/0001_rows.sql")];
+const MIGRATIONS: [&str; 2] = [
+    include_str!("../migrations/0001_rows.sql"),
+    include_str!("../migrations/0002_sealed.sql"),
+];
 
 /// Applies what is missing, all of it or nothing.
 pub(crate) fn migrate(connection: &mut Connection, path: &Path) -> Result<(), StoreError> {

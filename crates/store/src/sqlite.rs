@@ -42,6 +42,20 @@ impl Sqlite {
     }
 }
 
+impl Sqlite {
+    /// Writes the file anew, so that nothing is left of what was deleted or replaced.
+    pub(crate) async fn compact(&self) -> Result<(), StoreError> {
+        self.writer
+            .run(|connection| {
+                connection.execute_batch("VACUUM")?;
+                // The answer's row says whether readers were in the way.
+                connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))
+            })
+            .await?
+            .map_err(StoreError::sqlite("compact"))
+    }
+}
+
 #[async_trait]
 impl Backend for Sqlite {
     async fn get(&self, kind: Kind, id: &str) -> Result<Option<Row>, StoreError> {

@@ -1,9 +1,11 @@
 //! The store as its callers see it: domain types in, domain types out.
 
 use crate::{
-    Backend, ClientToken, Entity, Memory, NewRow, Query, Row, Sqlite, StoreError, Write, Written,
+    Backend, ClientToken, Entity, Memory, NewRow, Query, Row, Sealed, Sqlite, StoreError, Write,
+    Written,
 };
 use dormouse_core::{AccountId, Timestamp};
+use dormouse_secrets::Sealer;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -41,9 +43,21 @@ impl Store {
         Self::new(Memory::default())
     }
 
-    /// Opens the SQLite database at `path`, making it and bringing its schema up to date as needed.
-    pub async fn sqlite(path: &Path) -> Result<Self, StoreError> {
-        Ok(Self::new(Sqlite::open(path).await?))
+    /// Opens the SQLite database at `path`, making it and bringing its schema up to date as needed. Records
+    /// are sealed in it.
+    pub async fn sqlite(path: &Path, sealer: Arc<Sealer>) -> Result<Self, StoreError> {
+        Ok(Self::new(Sealed::new(Sqlite::open(path).await?, sealer)))
+    }
+
+    /// Opens the database for its one writer, and seals the records that an earlier version left plain.
+    pub async fn sqlite_adopting(path: &Path, sealer: Arc<Sealer>) -> Result<Self, StoreError> {
+        let rows = Sealed::new(Sqlite::open(path).await?, sealer);
+        let adopted = rows.adopt().await?;
+        if adopted > 0 {
+            rows.rows().compact().await?;
+            tracing::info!(rows = adopted, "records of an earlier version are sealed");
+        }
+        Ok(Self::new(rows))
     }
 
     /// Reads a value whoever owns it.

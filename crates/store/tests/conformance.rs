@@ -3,9 +3,10 @@
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use dormouse_core::{AccountId, BuildId, ImageArn, MicrovmId, Timestamp, image};
+use dormouse_secrets::Sealer;
 use dormouse_store::{
-    Backend, Batch, ClientToken, Kind, Memory, NewRow, Order, Query, Sqlite, Store, StoreError,
-    Write, Written, version_key,
+    Backend, Batch, ClientToken, Kind, Memory, NewRow, Order, Query, Sealed, Sqlite, Store,
+    StoreError, Write, Written, version_key,
 };
 use serde_json::json;
 use std::collections::BTreeMap;
@@ -49,6 +50,9 @@ macro_rules! suite {
 suite!(memory, async |_: &std::path::Path| Memory::default());
 suite!(sqlite, async |folder: &std::path::Path| {
     Sqlite::open(&folder.join("store.db")).await.unwrap()
+});
+suite!(sealed, async |_: &std::path::Path| {
+    Sealed::new(Memory::default(), Arc::new(Sealer::random()))
 });
 
 type Subject = Arc<dyn Backend>;

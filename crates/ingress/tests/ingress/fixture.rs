@@ -15,6 +15,7 @@ use dormouse_ingress::{
     Authority, Claims, Config, Ingress, Metrics, OpenError, PortRange, Stream, Target, TokenKeys,
     TokenKind, Upstreams, Visit, VmLimits,
 };
+use dormouse_secrets::Sealer;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, ReadBuf};
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, mpsc};
@@ -322,12 +323,13 @@ impl Fixture {
 
     pub(crate) async fn with(change: impl FnOnce(&mut Config)) -> Self {
         let folder = tempfile::tempdir().expect("folder");
-        let authority = Authority::load_or_create(folder.path()).expect("CA");
+        let sealer = Arc::new(Sealer::random());
+        let authority = Authority::load_or_create(folder.path(), &sealer).expect("CA");
         let authority = Arc::new(authority);
         let tls = authority
             .server_config(SUFFIX, &["127.0.0.1".to_owned()])
             .expect("TLS");
-        let keys = TokenKeys::load_or_create(&folder.path().join("keys")).expect("keys");
+        let keys = TokenKeys::load_or_create(&folder.path().join("keys"), sealer).expect("keys");
         let keys = Arc::new(keys);
         let (sender, apps) = mpsc::unbounded_channel();
         let (shell_sender, shells) = mpsc::unbounded_channel();

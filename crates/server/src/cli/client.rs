@@ -4,6 +4,7 @@
 use crate::config::{Config, Overrides, ServeOverrides};
 use crate::daemon::DaemonFile;
 use crate::keys::Keys;
+use crate::sealing;
 use anyhow::{Context, Result, bail};
 use dormouse_api::sigv4::{self, Scope};
 use http::header::CONTENT_TYPE;
@@ -101,7 +102,7 @@ impl Endpoint {
 
     fn from_data_dir(config: &Config) -> Result<Self> {
         let daemon = DaemonFile::read(&config.data_dir)?;
-        let keys = Keys::open(&config.data_dir)?;
+        let keys = Keys::open(&config.data_dir, sealing::for_reading(config)?.into())?;
         let key = keys
             .first_of(&daemon.account)
             .with_context(|| format!("account {} has no access key", daemon.account))?;

@@ -1,7 +1,9 @@
 //! `dormouse env`: exports for a POSIX shell.
 
+use crate::config::Config;
 use crate::daemon::{DaemonFile, replace_file};
 use crate::keys::Keys;
+use crate::sealing;
 use anyhow::{Context, Result, bail};
 use dormouse_core::AccountId;
 use secrecy::ExposeSecret;
@@ -25,10 +27,11 @@ pub(super) enum Way {
     Proxy,
 }
 
-/// The exports for the daemon of this data directory: with the oldest key of `account`, or of the daemon's own.
-pub(super) fn exports(data_dir: &Path, account: Option<&AccountId>, way: Way) -> Result<String> {
+/// The exports for the daemon of the data directory: with the oldest key of `account`, or of the daemon's own.
+pub(super) fn exports(config: &Config, account: Option<&AccountId>, way: Way) -> Result<String> {
+    let data_dir = &config.data_dir;
     let daemon = DaemonFile::read(data_dir)?;
-    let keys = Keys::open(data_dir)?;
+    let keys = Keys::open(data_dir, sealing::for_reading(config)?.into())?;
     let key = keys.first_of(account.unwrap_or(&daemon.account));
     let key = match (key, account) {
         (Some(key), _) => key,
@@ -110,7 +113,9 @@ fn quote(value: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::{Overrides, ServeOverrides};
     use std::process::Command;
+    use std::sync::Arc;
 
     #[test]
     fn a_shell_takes_the_exports_as_they_are() {
@@ -120,9 +125,16 @@ mod tests {
         let ca_file = data_dir.join("ca.pem");
         fs::write(&ca_file, "OWN CA\n").unwrap();
         let account = AccountId::parse("000000000000").unwrap();
-        let keys = Keys::open_or_create(&data_dir, &account).unwrap();
+        let over = Overrides {
+            config: None,
+            data_dir: Some(data_dir.clone()),
+        };
+        let config = Config::load(&over, &ServeOverrides::default()).unwrap();
+        let sealer = Arc::new(sealing::for_daemon(&config).unwrap());
+        let keys = Keys::open_or_create(&data_dir, &account, Arc::clone(&sealer)).unwrap();
         let first = keys.first_of(&account).unwrap();
-        Keys::create(&data_dir, AccountId::parse("000000000001").unwrap()).unwrap();
+        let other = AccountId::parse("000000000001").unwrap();
+        Keys::create(&data_dir, other, &sealer).unwrap();
         let mut daemon = DaemonFile {
             pid: 1,
             api_addr: "0.0.0.0:9400".parse().unwrap(),
@@ -130,6 +142,7 @@ mod tests {
             connect_addr: None,
             region: "us-east-1".to_owned(),
             account,
+            sealing_key_file: None,
             ca_file: ca_file.clone(),
         };
         daemon.write(&data_dir).unwrap();
@@ -140,7 +153,7 @@ mod tests {
                 "-ec",
                 script,
                 "sh",
-                &exports(&data_dir, None, Way::Endpoint).unwrap(),
+                &exports(&config, None, Way::Endpoint).unwrap(),
             ])
             .env("AWS_SESSION_TOKEN", "of another account")
             .output()
@@ -162,13 +175,11 @@ mod tests {
         assert!(!printed.contains("AWS_SESSION_TOKEN"), "{printed}");
         assert!(printed.ends_with("OWN CA\n"), "{printed}");
 
-        let error = exports(&data_dir, None, Way::Proxy)
-            .unwrap_err()
-            .to_string();
+        let error = exports(&config, None, Way::Proxy).unwrap_err().to_string();
         assert!(error.contains("connect.addr"), "{error}");
         daemon.connect_addr = Some("127.0.0.1:3128".parse().unwrap());
         daemon.write(&data_dir).unwrap();
-        let lines = exports(&data_dir, None, Way::Proxy).unwrap();
+        let lines = exports(&config, None, Way::Proxy).unwrap();
         assert!(
             lines.contains("export HTTPS_PROXY=http://127.0.0.1:3128\n"),
             "{lines}"

@@ -3,6 +3,7 @@
 use super::print;
 use crate::config::Config;
 use crate::keys::{Keys, KeysError};
+use crate::sealing;
 use anyhow::{Result, bail};
 use clap::Subcommand;
 use dormouse_core::AccountId;
@@ -34,7 +35,7 @@ pub(super) fn run(config: &Config, command: &KeyCommand) -> Result<()> {
     match command {
         KeyCommand::Create { account } => {
             let account = account.clone().unwrap_or_else(|| config.account.clone());
-            let key = Keys::create(data_dir, account)?;
+            let key = Keys::create(data_dir, account, &sealing::for_writing(config)?)?;
             print(&format!(
                 "[{}]\naws_access_key_id = {}\naws_secret_access_key = {}\n",
                 key.account,
@@ -43,7 +44,7 @@ pub(super) fn run(config: &Config, command: &KeyCommand) -> Result<()> {
             ))
         }
         KeyCommand::List => {
-            let keys = match Keys::open(data_dir) {
+            let keys = match Keys::open(data_dir, sealing::for_reading(config)?.into()) {
                 Err(KeysError::None(_)) => bail!("there is no access key yet"),
                 opened => opened?,
             };

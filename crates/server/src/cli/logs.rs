@@ -3,6 +3,7 @@
 use super::client::Client;
 use super::{follow, print_bytes};
 use crate::config::{Config, Overrides};
+use crate::sealing;
 use anyhow::{Context, Result, bail};
 use dormouse_core::image::{Build, Image, Version, VersionState};
 use dormouse_core::{BuildId, ImageArn};
@@ -31,7 +32,7 @@ pub(super) async fn show(config: &Config, image: &str, follow: bool) -> Result<(
     if !database.exists() {
         bail!("no daemon has run in {} yet", config.data_dir.display());
     }
-    let store = Store::sqlite(&database).await?;
+    let store = Store::sqlite(&database, sealing::for_reading(config)?.into()).await?;
     let arn = find_image(&store, image).await?;
     let build = newest_build(&store, &arn).await?;
     let path = Layout::new(&config.data_dir).build(&build).log();

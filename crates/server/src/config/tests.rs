@@ -50,6 +50,8 @@ fn every_key_has_its_place() {
         [tls.domains."app.example.org"]
         certificate = "/etc/app.pem"
         key = "/etc/app.key"
+        [secrets]
+        key_file = "/etc/dormouse/sealing.key"
         [tokens]
         rotate_days = 7
         [dns]

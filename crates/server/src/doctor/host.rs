@@ -3,7 +3,9 @@
 use super::Finding;
 use crate::assets::Assets;
 use crate::config::Config;
+use crate::sealing;
 use crate::serve::QEMU;
+use dormouse_core::chain;
 use rustix::io::Errno;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -36,6 +38,7 @@ pub(super) async fn check(config: &Config) -> Vec<Finding> {
         tool("mke2fs", &["mke2fs", "-V"], "e2fsprogs").await,
         assets(config),
         rights(),
+        secrets(config),
         cgroup(),
         disk_space(&config.data_dir),
         reflink(&config.data_dir),
@@ -150,6 +153,22 @@ fn missing_capabilities(status: &str) -> Vec<&'static str> {
         .iter()
         .filter(|(_, bit)| effective & (1 << bit) == 0);
     missing.map(|(name, _)| *name).collect()
+}
+
+fn secrets(config: &Config) -> Finding {
+    match sealing::for_reading(config) {
+        Ok(sealer) if sealer.key_file().starts_with(&config.data_dir) => Finding::note(
+            "sealing key",
+            "in the data directory: who has a copy of all of it has the secrets",
+            "keep the key elsewhere: `key_file` in [secrets], or a credential of systemd's",
+        ),
+        Ok(sealer) if sealer.key_file().as_os_str().is_empty() => {
+            Finding::good("sealing key", "made by the first start")
+        }
+        Ok(sealer) => Finding::good("sealing key", sealer.key_file().display().to_string()),
+        // Its text says what to do.
+        Err(error) => Finding::failure("sealing key", chain(&error), ""),
+    }
 }
 
 fn cgroup() -> Finding {

@@ -157,12 +157,14 @@ impl S3Auth for Auth {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use dormouse_secrets::Sealer;
     use http_body_util::BodyExt;
 
     async fn answer(request: http::request::Builder) -> Response<Body> {
         let folder = tempfile::tempdir().unwrap();
         let account = AccountId::parse("000000000000").unwrap();
-        let keys = Keys::open_or_create(folder.path(), &account).unwrap();
+        let sealer = Arc::new(Sealer::random());
+        let keys = Keys::open_or_create(folder.path(), &account, sealer).unwrap();
         let s3 = Service::open(folder.path(), "us-east-1", Arc::new(keys), &account)
             .await
             .unwrap();

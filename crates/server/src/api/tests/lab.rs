@@ -27,6 +27,7 @@ use dormouse_node::layout::Layout;
 use dormouse_node::lifecycle::Host;
 use dormouse_node::node::Node;
 use dormouse_node::vmm::fake::Fake;
+use dormouse_secrets::Sealer;
 use dormouse_store::{Store, StoreError};
 use http::{Method, Request, StatusCode};
 use serde_json::{Value, json};
@@ -57,6 +58,7 @@ pub(super) struct World {
     store: Store,
     pub(super) fake: Fake,
     config: String,
+    sealer: Arc<Sealer>,
 }
 
 impl World {
@@ -86,6 +88,7 @@ impl World {
             store: Store::memory(),
             fake: Fake::new(),
             config: config.to_owned(),
+            sealer: Arc::new(Sealer::random()),
         }
     }
 
@@ -134,7 +137,9 @@ impl World {
     async fn start(&self) -> Result<Lab, StoreError> {
         let (config, means) = (self.config(), self.means());
         let node = Node::start(Arc::clone(&means)).await?;
-        let keys = Arc::new(Keys::open_or_create(self.dir.path(), &config.account).unwrap());
+        let sealer = Arc::clone(&self.sealer);
+        let keys = Keys::open_or_create(self.dir.path(), &config.account, sealer).unwrap();
+        let keys = Arc::new(keys);
         let s3 = s3::Service::open(self.dir.path(), &config.region, keys, &config.account);
         let s3 = s3.await.unwrap();
         for account in [ONE, TWO] {
@@ -176,7 +181,8 @@ impl World {
             Arc::clone(&builds),
             Arc::clone(&admission),
         );
-        let tokens = TokenKeys::load_or_create(&self.dir.path().join("tokens.jwks")).unwrap();
+        let tokens = self.dir.path().join("tokens.jwks");
+        let tokens = TokenKeys::load_or_create(&tokens, Arc::clone(&self.sealer)).unwrap();
         let tokens = Arc::new(tokens);
         let traffic = self.ingress(&config, &node, &tokens).metrics();
         let domains = CustomDomains::open(self.store.clone(), Arc::default()).await?;
@@ -200,7 +206,8 @@ impl World {
 
     /// An ingress without a listener.
     fn ingress(&self, config: &Config, node: &Arc<Node>, tokens: &Arc<TokenKeys>) -> Ingress {
-        let authority = Arc::new(Authority::load_or_create(self.dir.path()).unwrap());
+        let authority = Authority::load_or_create(self.dir.path(), &self.sealer).unwrap();
+        let authority = Arc::new(authority);
         let tls = authority.server_config(&config.endpoint_domain, &[]);
         let upstreams = LocalUpstreams {
             node: Arc::clone(node),

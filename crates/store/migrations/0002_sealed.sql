@@ -1,0 +1,1 @@
+-- Bodies are sealed from here on. The rows' form stays; this tells a program that cannot open them so.
