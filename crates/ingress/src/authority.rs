@@ -326,7 +326,7 @@ mod tests {
         }
 
         fn path(&self, name: &str) -> PathBuf {
-            self.bench.path(name)
+            self.folder.path().join(name)
         }
     }
 

@@ -14,7 +14,7 @@ mod upload;
 mod vms;
 
 use crate::config::{Config, Overrides, ServeOverrides};
-use crate::{doctor, serve};
+use crate::{doctor, privileges, serve};
 use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand};
 use client::Endpoint;
@@ -149,7 +149,12 @@ fn dispatch(cli: &Cli) -> Result<ExitCode> {
     let over = &cli.overrides;
     let unserved = ServeOverrides::default();
     match &cli.command {
-        Command::Serve(serve) => block_on(serve::run(Config::load(over, serve)?))?,
+        Command::Serve(serve) => {
+            let config = Config::load(over, serve)?;
+            // Before the runtime has its threads.
+            privileges::reduce()?;
+            block_on(serve::run(config))?;
+        }
         Command::Doctor(serve) => return block_on(doctor::run(&Config::load(over, serve)?)),
         Command::Env { account, proxy } => {
             let config = Config::load(over, &unserved)?;

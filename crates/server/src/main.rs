@@ -23,6 +23,7 @@ mod http;
 mod keys;
 mod metrics;
 mod objects;
+mod privileges;
 mod retention;
 mod s3;
 mod sealing;

@@ -1,0 +1,109 @@
+//! What the daemon keeps of root's rights, for itself and for all that it starts: what its work needs.
+//!
+//! Why it is not split into a part with rights and one without is in `docs/adr/0009`.
+
+use rustix::io::Errno;
+use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
+use rustix::thread::{
+    CapabilitySet, CapabilitySets, capabilities, remove_capability_from_bounding_set,
+    set_capabilities, set_no_new_privs,
+};
+
+/// The capabilities that stay, and what for. `tests/e2e/py/test_privileges.py` has the same list.
+const KEPT: [CapabilitySet; 14] = [
+    // Namespaces, mounts and control groups; the jail's, too.
+    CapabilitySet::SYS_ADMIN,
+    // Links, taps, addresses and packet filters of slots.
+    CapabilitySet::NET_ADMIN,
+    // The memory of a QEMU process, which is suspended page by page.
+    CapabilitySet::SYS_PTRACE,
+    // Its end, for it runs as another user.
+    CapabilitySet::KILL,
+    // What the jail becomes: that user, who can win nothing.
+    CapabilitySet::SETUID,
+    CapabilitySet::SETGID,
+    CapabilitySet::SETPCAP,
+    // `/dev/kvm` in the jail.
+    CapabilitySet::MKNOD,
+    // Disks change hands, and stay readable.
+    CapabilitySet::CHOWN,
+    CapabilitySet::DAC_OVERRIDE,
+    // Files of base images have the owners, modes, times and capabilities that their layers say.
+    CapabilitySet::FOWNER,
+    CapabilitySet::FSETID,
+    CapabilitySet::SETFCAP,
+    // Ports 443 and, for guests' names, 53.
+    CapabilitySet::NET_BIND_SERVICE,
+];
+
+/// Why rights could not be given up.
+#[derive(Debug, thiserror::Error)]
+#[error("{action}")]
+pub(crate) struct PrivilegeError {
+    action: &'static str,
+    #[source]
+    source: Errno,
+}
+
+/// Gives up what is not needed, for good. Rights belong to a thread: it has to be the only one yet.
+pub(crate) fn reduce() -> Result<(), PrivilegeError> {
+    drop_capabilities()?;
+    set_no_new_privs(true).map_err(failed("forbid programs to win rights"))?;
+    hide_memory()
+}
+
+fn drop_capabilities() -> Result<(), PrivilegeError> {
+    let kept = KEPT.into_iter().collect::<CapabilitySet>();
+    let held = capabilities(None).map_err(failed("read capabilities"))?;
+    // Who may not do this cannot run machines either, and is told so by what needs the rights for that.
+    if held.effective.contains(CapabilitySet::SETPCAP) {
+        for capability in CapabilitySet::all().difference(kept).iter() {
+            match remove_capability_from_bounding_set(capability) {
+                // This kernel has no such capability.
+                Ok(()) | Err(Errno::INVAL) => {}
+                Err(error) => return Err(failed("give up capabilities for good")(error)),
+            }
+        }
+    }
+    let reduced = CapabilitySets {
+        effective: held.effective.intersection(kept),
+        permitted: held.permitted.intersection(kept),
+        inheritable: CapabilitySet::empty(),
+    };
+    set_capabilities(None, reduced).map_err(failed("give up capabilities"))
+}
+
+/// Keys are in this process's memory: it goes to no core dump, and to no process without rights of its own.
+fn hide_memory() -> Result<(), PrivilegeError> {
+    let none = Rlimit {
+        current: Some(0),
+        maximum: Some(0),
+    };
+    setrlimit(Resource::Core, none).map_err(failed("forbid core dumps"))?;
+    set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(failed("hide memory"))
+}
+
+fn failed(action: &'static str) -> impl FnOnce(Errno) -> PrivilegeError {
+    move |source| PrivilegeError { action, source }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_but_the_list_stays_and_it_may_be_done_twice() {
+        // Rights are a thread's own: those of the other tests stay as they are.
+        let reduced = std::thread::spawn(|| {
+            let before = capabilities(None).unwrap();
+            drop_capabilities().unwrap();
+            drop_capabilities().unwrap();
+            (before, capabilities(None).unwrap())
+        });
+        let (before, after) = reduced.join().unwrap();
+        let kept = KEPT.into_iter().collect::<CapabilitySet>();
+        assert_eq!(after.effective, before.effective & kept);
+        assert_eq!(after.permitted, before.permitted & kept);
+        assert_eq!(after.inheritable, CapabilitySet::empty());
+    }
+}
