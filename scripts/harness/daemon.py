@@ -134,15 +134,16 @@ class Daemon:
         return pids
 
     def machines(self):
-        """Process ids of all machines, by the folder that their log is in, build VMs and forgotten ones included."""
-        pids = {}
+        """Folders of all machines, by their process ids, build VMs and forgotten ones included."""
+        folders = {}
         for process in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
-                log = os.readlink(process / "fd/2")
+                # The memory that a machine's messages go to has the folder's name.
+                folder = os.readlink(process / "fd/2").removeprefix("/memfd:").removesuffix(" (deleted)")
                 is_machine = (process / "comm").read_text().startswith("qemu")
-                if is_machine and log.startswith(f"{self.data_dir}/"):
-                    pids[int(process.name)] = os.path.dirname(log)
-        return pids
+                if is_machine and folder.startswith(f"{self.data_dir}/"):
+                    folders[int(process.name)] = folder
+        return folders
 
     def sweep(self):
         """Ends what is left: the daemon, and machines that nobody ended. Returns their folders."""

@@ -100,34 +100,52 @@ def test_twenty_at_once_each_with_its_own_state(cloud, probe_image):
     assert not {vm.id for vm, _ in lives} & set(cloud.daemon.machine_pids())
 
 
-def test_all_clocks_go_on_in_a_sleep(vm):
+def two_sleeps(cloud, image):
+    """How far three clocks went in each of two sleeps, how wrong the wall clock was after it, and when a timer fired."""
     clocks = ("time", "monotonic", "boottime")
+    vm = cloud.launch(image).running()
     vm.endpoint.post("/alarm?seconds=8")
     before = vm.endpoint.get("/state").json()
+    sleeps, wrong_s = [], []
     for _ in range(2):
         vm.suspend()
         vm.wait("SUSPENDED")
         time.sleep(12)
         woken = time.time()
         after = vm.endpoint.get("/state").json()
-        assert woken - 0.1 < after["time"] < time.time() + 0.1
-        gone = {clock: after[clock] - before[clock] for clock in clocks}
-        assert gone["time"] > 12
-        assert max(gone.values()) - min(gone.values()) < 0.2, gone
+        wrong_s.append(max(woken - after["time"], after["time"] - time.time()))
+        sleeps.append([after[clock] - before[clock] for clock in clocks])
         before = after
-    (fired,) = vm.endpoint.get("/state").json()["alarms"]
-    assert fired < woken - 12, "it fired after the first of two sleeps"
+    (fired,) = before["alarms"]
+    vm.terminate()
+    return sleeps, wrong_s, woken - fired
 
 
-def test_a_timer_that_was_due_in_the_sleep_fires_at_once(vm):
-    vm.endpoint.post("/alarm?seconds=30")
+@pytest.mark.beside(scenario=two_sleeps)
+def test_all_clocks_go_on_in_a_sleep(outcome):
+    sleeps, wrong_s, fired_before_s = outcome
+    for gone in sleeps:
+        assert min(gone) > 12 and max(gone) - min(gone) < 0.2, sleeps
+    assert max(wrong_s) < 0.1
+    assert fired_before_s > 12, "it fired after the first of two sleeps"
+
+
+def timer_in_a_sleep(cloud, image):
+    """How long after the wake a timer fired that was due in the sleep."""
+    vm = cloud.launch(image).running()
+    vm.endpoint.post("/alarm?seconds=40")
     vm.suspend()
     vm.wait("SUSPENDED")
-    time.sleep(32)
+    time.sleep(42)
     woken = time.time()
-    vm.endpoint.get("/state")
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 20
     while not (alarms := vm.endpoint.get("/state").json()["alarms"]):
         assert time.monotonic() < deadline
         time.sleep(0.1)
-    assert woken <= alarms[0] + 0.5 and alarms[0] < woken + 5, (woken, alarms)
+    vm.terminate()
+    return alarms[0] - woken
+
+
+@pytest.mark.beside(scenario=timer_in_a_sleep)
+def test_a_timer_that_was_due_in_the_sleep_fires_at_once(outcome):
+    assert -0.1 < outcome < 10

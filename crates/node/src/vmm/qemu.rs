@@ -171,7 +171,8 @@ impl Qemu {
         let tap = slot.open_tap().await?;
         let control = qmp::listen(run_dir).map_err(VmmError::io("make qmp socket"))?;
         let arguments = machine.arguments(control.as_raw_fd());
-        let process = Process::spawn(&self.jailer, cell, arguments, Some(tap), control).await?;
+        let process =
+            Process::spawn(&self.jailer, cell, arguments, run_dir, Some(tap), control).await?;
         record.process = Some(process.id);
         record.save(run_dir)?;
         let qmp = connect(run_dir, &process).await?;

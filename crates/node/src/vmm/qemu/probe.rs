@@ -60,6 +60,7 @@ pub(in crate::vmm) async fn boot_probe(
         jailer,
         cell,
         machine.arguments(control.as_raw_fd()),
+        scratch,
         None,
         control,
     )

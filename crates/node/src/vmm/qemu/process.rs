@@ -13,6 +13,7 @@ use std::ffi::OsString;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
 use std::process::ExitStatus;
 use std::sync::Arc;
 use tokio::io::unix::AsyncFd;
@@ -45,10 +46,11 @@ impl Process {
         jailer: &Jailer,
         cell: Cell,
         arguments: Vec<OsString>,
+        run_dir: &Path,
         stdin: Option<OwnedFd>,
         control: OwnedFd,
     ) -> Result<Self, VmmError> {
-        let words = Words::new().map_err(VmmError::io("make room for qemu's words"))?;
+        let words = Words::new(run_dir).map_err(VmmError::io("make room for qemu's words"))?;
         let command = words
             .writer()
             .and_then(|log| jailer.command(cell, arguments, stdin, control, log))
