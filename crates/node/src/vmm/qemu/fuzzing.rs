@@ -15,6 +15,7 @@ const MEMORY_PAGES: u64 = 64;
 const SEALED: u8 = 1;
 /// The device state is another than the one that seeds are bound to.
 const OTHER_STATE: u8 = 2;
+const BOUND_STATE: &[u8] = b"registers";
 
 /// Reads `data` as a machine's record.
 pub(crate) fn record(data: &[u8]) {
@@ -38,7 +39,10 @@ pub(crate) fn saved_pages(data: &[u8]) {
     let found = fs::read(lab.memory()).expect("memory");
     assert_eq!(found.len() as u64, MEMORY_PAGES * PAGE, "memory has grown");
     match loaded {
-        Ok(()) => assert_pages(&found, pages),
+        Ok(loaded) => {
+            assert_eq!(loaded.state, BOUND_STATE);
+            assert_pages(&found, pages);
+        }
         Err(VmmError::Damaged { .. }) => {}
         Err(error) => panic!("damage is taken for something else: {error:?}"),
     }
@@ -94,7 +98,7 @@ impl Lab {
 
     fn write(&self, memory: &[u8], what: u8) {
         let state: &[u8] = match what & OTHER_STATE {
-            0 => b"registers",
+            0 => BOUND_STATE,
             _ => b"Registers",
         };
         let files = self.files();
