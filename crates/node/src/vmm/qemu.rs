@@ -228,7 +228,6 @@ impl Vmm for Qemu {
     }
 
     async fn restore(&self, spec: &RestoreSpec) -> Result<Box<dyn Instance>, VmmError> {
-        let clocks = self.clocks().await?;
         let machine = command::Machine {
             accel: self.accel,
             memory_mib: spec.memory_mib,
@@ -246,11 +245,17 @@ impl Vmm for Qemu {
         let machine = self
             .start(&spec.run_dir, &machine, enclosed, &spec.disk, egress)
             .await?;
-        let loaded = match &spec.state {
-            StateSource::Golden(state) => machine.load_golden(state).await,
-            StateSource::Delta(files) => machine.load_delta(files.clone(), clocks).await,
+        let load = async {
+            match &spec.state {
+                StateSource::Golden(state) => machine.load_golden(state).await,
+                StateSource::Delta(files) => {
+                    machine
+                        .load_delta(files.clone(), self.clocks().await?)
+                        .await
+                }
+            }
         };
-        if let Err(error) = loaded {
+        if let Err(error) = load.await {
             if let Err(error) = machine.kill().await {
                 let run_dir = spec.run_dir.display();
                 tracing::error!(%run_dir, %error, "failed machine not cleaned up");
