@@ -15,6 +15,10 @@ use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 use tokio::sync::{mpsc, oneshot};
 
+/// A number in the file's header that SQLite leaves to its user: not 0 once every row is sealed, and what was plain is
+/// nowhere in the file.
+const PLAIN_IS_GONE: &str = "user_version";
+
 /// Rows in one SQLite file.
 #[derive(Debug)]
 pub struct Sqlite {
@@ -40,16 +44,24 @@ impl Sqlite {
             .await
             .map_err(|_| StoreError::Closed)?
     }
-}
 
-impl Sqlite {
-    /// Writes the file anew, so that nothing is left of what was deleted or replaced.
-    pub(crate) async fn compact(&self) -> Result<(), StoreError> {
+    /// Whether [`Sqlite::leave_nothing_plain`] was done.
+    pub(crate) async fn nothing_is_plain(&self) -> Result<bool, StoreError> {
+        let read = |connection: &mut Connection| {
+            connection.pragma_query_value(None, PLAIN_IS_GONE, |row| row.get(0))
+        };
+        let found: i64 = (self.reader.run(read).await?).map_err(StoreError::sqlite("look"))?;
+        Ok(found != 0)
+    }
+
+    /// Writes the file anew, so that nothing is left of what was deleted or replaced, and notes that it was done.
+    pub(crate) async fn leave_nothing_plain(&self) -> Result<(), StoreError> {
         self.writer
             .run(|connection| {
                 connection.execute_batch("VACUUM")?;
                 // The answer's row says whether readers were in the way.
-                connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))
+                connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))?;
+                connection.pragma_update(None, PLAIN_IS_GONE, 1)
             })
             .await?
             .map_err(StoreError::sqlite("compact"))

@@ -52,10 +52,12 @@ impl Store {
     /// Opens the database for its one writer, and seals the records that an earlier version left plain.
     pub async fn sqlite_adopting(path: &Path, sealer: Arc<Sealer>) -> Result<Self, StoreError> {
         let rows = Sealed::new(Sqlite::open(path).await?, sealer);
-        let adopted = rows.adopt().await?;
-        if adopted > 0 {
-            rows.rows().compact().await?;
-            tracing::info!(rows = adopted, "records of an earlier version are sealed");
+        if !rows.rows().nothing_is_plain().await? {
+            let adopted = rows.adopt().await?;
+            rows.rows().leave_nothing_plain().await?;
+            if adopted > 0 {
+                tracing::info!(rows = adopted, "records of an earlier version are sealed");
+            }
         }
         Ok(Self::new(rows))
     }

@@ -107,6 +107,22 @@ async fn records_of_an_earlier_version_are_sealed_and_leave_nothing_behind() {
 }
 
 #[tokio::test]
+async fn what_a_crash_left_of_plain_records_goes_at_the_next_start() {
+    let bench = Bench::new();
+    let plain = bench.plain().await;
+    let rows = (0..100).map(|n| insert(Kind::Microvm, &n.to_string()));
+    plain.apply(rows.collect()).await.unwrap();
+    drop(plain);
+    // All rows are sealed, and the file was not yet written anew.
+    bench.sealed().await.adopt().await.unwrap();
+    assert!(bench.shows());
+    let sealer = || Arc::clone(&bench.sealer);
+    let store = Store::sqlite_adopting(&bench.path(), sealer()).await;
+    store.unwrap();
+    assert!(!bench.shows());
+}
+
+#[tokio::test]
 async fn a_body_in_anothers_row_is_refused() {
     let bench = Bench::new();
     let store = bench.sealed().await;
