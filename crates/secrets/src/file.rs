@@ -41,7 +41,8 @@ pub(crate) fn folder_of(path: &Path) -> &Path {
         .unwrap_or_else(|| Path::new("."))
 }
 
-pub(crate) fn create_private_folder(folder: &Path) -> io::Result<()> {
+/// Makes the folder, and those above it, for their owner only. There already is fine.
+pub fn create_private_folder(folder: &Path) -> io::Result<()> {
     fs::DirBuilder::new()
         .recursive(true)
         .mode(0o700)

@@ -15,7 +15,7 @@ use dormouse_node::clock;
 use http::header::HOST;
 use http::request::Parts;
 use http::{HeaderValue, Request, Response, StatusCode};
-use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
+use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::{Bytes, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -35,6 +35,30 @@ pub(crate) struct Service {
     pub(crate) app: Arc<App>,
     pub(crate) keys: Arc<Keys>,
     pub(crate) s3: s3::Service,
+}
+
+/// What a request of the control API is for.
+#[derive(Debug, Clone, Copy)]
+enum Api {
+    Sts,
+    Extension,
+    MicroVms,
+}
+
+impl Service {
+    /// None for a request that is S3's.
+    fn api_of(&self, parts: &Parts) -> Option<Api> {
+        let path = parts.uri.path();
+        if self.s3.is_named_by(host(parts)) {
+            None
+        } else if sts::is_for_sts(parts) {
+            Some(Api::Sts)
+        } else if is_extension_path(path) {
+            Some(Api::Extension)
+        } else {
+            is_control_path(path).then_some(Api::MicroVms)
+        }
+    }
 }
 
 /// Accepts until `stop`, then lets requests under way end.
@@ -102,15 +126,11 @@ pub(crate) async fn connection(
 async fn answer(service: &Service, peer: Peer, request: Request<Incoming>) -> Response<s3::Body> {
     let (parts, body) = request.into_parts();
     service.keys.meet(&parts).await;
-    let for_control = !service.s3.is_named_by(host(&parts))
-        && (sts::is_for_sts(&parts)
-            || is_extension_path(parts.uri.path())
-            || is_control_path(parts.uri.path()));
-    if !for_control {
+    let Some(api) = service.api_of(&parts) else {
         let response = service.s3.call(Request::from_parts(parts, body)).await;
         return bounded(service, peer, response);
-    }
-    let response = control(service, &parts, body).await;
+    };
+    let response = control(service, api, &parts, body).await;
     let response = bounded(service, peer, whole(response));
     audit::record(&parts, &response);
     response
@@ -131,18 +151,18 @@ fn bounded(service: &Service, peer: Peer, response: Response<s3::Body>) -> Respo
     }
 }
 
-async fn control(service: &Service, parts: &Parts, body: Incoming) -> Response<Bytes> {
+async fn control(service: &Service, api: Api, parts: &Parts, body: Incoming) -> Response<Bytes> {
     let (app, keys) = (&service.app, &service.keys);
-    let whole_body = Limited::new(body, limits::API_BODY_BYTES_MAX).collect();
-    match whole_body.await.map(|body| body.to_bytes()) {
-        Ok(body) if sts::is_for_sts(parts) => sts::handle(app, keys, parts, &body),
-        Ok(body) if is_extension_path(parts.uri.path()) => {
-            extension::handle(app, keys, parts, &body).await
-        }
-        Ok(body) => api::handle(app, keys, parts, &body).await,
-        Err(error) if error.is::<LengthLimitError>() => api::body_too_large(),
-        // The client is gone, or has broken HTTP: nobody reads this.
-        Err(_) => api::body_too_large(),
+    let body = Limited::new(body, limits::API_BODY_BYTES_MAX).collect();
+    // Where it is not too large, the client is gone or has broken HTTP: nobody reads this.
+    let Ok(body) = body.await else {
+        return api::body_too_large();
+    };
+    let body = body.to_bytes();
+    match api {
+        Api::Sts => sts::handle(app, keys, parts, &body),
+        Api::Extension => extension::handle(app, keys, parts, &body).await,
+        Api::MicroVms => api::handle(app, keys, parts, &body).await,
     }
 }
 

@@ -14,6 +14,7 @@ use super::list::{self, ListPage, ListQuery};
 use super::uploads::{self, Part, Upload};
 use bytes::Bytes;
 use dormouse_core::{AccountId, Timestamp, limits};
+use dormouse_secrets::file::create_private_folder;
 use futures_util::{Stream, StreamExt, TryStreamExt, pin_mut, stream};
 use object_store::local::LocalFileSystem;
 use object_store::path::Path as BlobPath;
@@ -48,7 +49,7 @@ impl Storage {
         let (dir, owner) = (dir.to_owned(), owner.clone());
         blocking(move || {
             let folder = dir.join("blobs");
-            create_private(&folder)?;
+            create_private_folder(&folder).map_err(folder_error("create", &folder))?;
             let index = Index::open(&dir.join("index.db"), &owner)?;
             let storage = Self {
                 blobs: Arc::new(LocalFileSystem::new_with_prefix(&folder)?.with_fsync(true)),
@@ -546,15 +547,6 @@ fn multipart_etag(parts: &[Part]) -> String {
 
 fn blob_path(name: &str) -> BlobPath {
     BlobPath::from(name)
-}
-
-fn create_private(dir: &Path) -> Result<(), StorageError> {
-    use std::os::unix::fs::DirBuilderExt;
-    std::fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(dir)
-        .map_err(folder_error("create", dir))
 }
 
 /// Removes files that are not to be kept; says how many.
