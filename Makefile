@@ -45,7 +45,7 @@ test: ## Run every check and test, real microVMs included
 	@scripts/test.sh
 
 .PHONY: test-kvm
-test-kvm: build ## Run the VM tests again on true KVM, in an emulated machine (about 15 minutes)
+test-kvm: build ## Run the VM tests again on true KVM, in an emulated machine (a long while)
 	@tests/kvm/test.sh
 
 .PHONY: bench
