@@ -3,8 +3,6 @@
 import contextlib
 import importlib.util
 import json
-import socket
-import ssl
 import subprocess
 import time
 from pathlib import Path
@@ -18,6 +16,7 @@ import pytest
 import websockets.exceptions
 from harness.artifact import zip_files
 from harness.endpoint import TOKEN_HEADER, Connection
+from harness.turns import tls_socket
 from websockets.sync.client import connect
 
 from conftest import APPS
@@ -63,18 +62,11 @@ def port(vm):
     return int(vm.address.partition(":")[2] or 443)
 
 
-def tls_socket(vm, alpn):
-    context = ssl.create_default_context(cafile=vm.cloud.ca_file)
-    context.set_alpn_protocols([alpn])
-    plain = socket.create_connection(("127.0.0.1", port(vm)), timeout=60)
-    return context.wrap_socket(plain, server_hostname=host(vm))
-
-
 def browser(vm, *more, token=None):
     """A WebSocket as a browser opens it, which can set no header."""
     token = token or vm.token()
     return connect(
-        f"ws://{vm.address}/chat", sock=tls_socket(vm, "http/1.1"), compression=None, **PATIENT,
+        f"ws://{vm.address}/chat", sock=tls_socket(vm.address, vm.cloud.ca_file), compression=None, **PATIENT,
         subprotocols=[MARKER, f"{MARKER}.authentication.{token}", *more])
 
 
@@ -116,7 +108,7 @@ def test_websocket_with_a_subprotocol_of_the_apps(protocols):
 
 def test_websocket_with_a_token_in_the_header(protocols):
     with connect(
-        f"ws://{protocols.address}/chat", sock=tls_socket(protocols, "http/1.1"), **PATIENT,
+        f"ws://{protocols.address}/chat", sock=tls_socket(protocols.address, protocols.cloud.ca_file), **PATIENT,
         additional_headers={TOKEN_HEADER: protocols.token(), PORT_HEADER: "8080"},
     ) as websocket:
         assert websocket.subprotocol is None
@@ -149,7 +141,7 @@ def test_websocket_outside_its_token(protocols):
 
 def test_websocket_over_http_2(protocols):
     """RFC 8441: a stream of HTTP/2 is the WebSocket."""
-    with tls_socket(protocols, "h2") as tls:
+    with tls_socket(protocols.address, protocols.cloud.ca_file, "h2") as tls:
         connection = h2.connection.H2Connection(h2.config.H2Configuration(header_encoding="utf-8"))
         connection.initiate_connection()
         tls.sendall(connection.data_to_send())
@@ -267,7 +259,7 @@ def test_trailers_and_what_the_app_sees(protocols, version):
 def test_trailers_of_a_request(protocols):
     head = (f"POST / HTTP/1.1\r\nhost: {host(protocols)}\r\n{TOKEN_HEADER}: {protocols.token()}\r\n{PORT_HEADER}: {HTTP}\r\n"
             "transfer-encoding: chunked\r\ntrailer: x-sum\r\nconnection: close\r\n\r\n")
-    with tls_socket(protocols, "http/1.1") as tls:
+    with tls_socket(protocols.address, protocols.cloud.ca_file) as tls:
         tls.sendall(head.encode() + b"2\r\nhi\r\n0\r\nx-sum: 7\r\nx-aws-proxy-auth: secret\r\n\r\n")
         answer = b"".join(iter(lambda: tls.recv(65536), b""))
     assert b'"trailers": {"x-sum": "7"}' in answer

@@ -9,7 +9,6 @@ import re
 import select
 import signal
 import socket
-import ssl
 import struct
 import subprocess
 import termios
@@ -19,6 +18,7 @@ import uuid
 import pytest
 from harness.daemon import BINARY
 from harness.endpoint import TOKEN_HEADER
+from harness.turns import tls_socket
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
@@ -44,11 +44,8 @@ class Shell:
     def __init__(self, vm, target="/shell"):
         answer = vm.cloud.vms.create_microvm_shell_auth_token(microvmIdentifier=vm.id, expirationInMinutes=5)
         token = answer["authToken"][TOKEN_HEADER]
-        host, _, port = vm.address.partition(":")
-        context = ssl.create_default_context(cafile=vm.cloud.ca_file)
-        plain = socket.create_connection(("127.0.0.1", int(port or 443)), timeout=PATIENCE_S)
         self.socket = connect(
-            f"ws://{vm.address}{target}", sock=context.wrap_socket(plain, server_hostname=host), compression=None,
+            f"ws://{vm.address}{target}", sock=tls_socket(vm.address, vm.cloud.ca_file), compression=None,
             subprotocols=[MARKER, f"{MARKER}.authentication.{token}", f"{MARKER}.port.8022"],
             open_timeout=PATIENCE_S, ping_timeout=PATIENCE_S, proxy=None, legacy=True)
         self.seen = b""
