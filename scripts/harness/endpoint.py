@@ -37,9 +37,9 @@ class Connection(http.client.HTTPSConnection):
         self.sock = self._context.wrap_socket(plain, server_hostname=self.host)
 
 
-def tls_context(ca_file):
+def tls_context(ca_file, alpn="http/1.1"):
     context = ssl.create_default_context(cafile=ca_file)
-    context.set_alpn_protocols(["http/1.1"])
+    context.set_alpn_protocols([alpn])
     return context
 
 

@@ -1,13 +1,15 @@
 """TLS for a connection that one thread reads and another writes, as in `websockets.sync`.
 
-OpenSSL's connections are not made for that, and Python before 3.13 does nothing about it: about one handshake of a
-WebSocket in 200 ended as if the server had gone, on a busy machine, whatever the server was.
+OpenSSL's connections are not made for that, and Python 3.11 lets it happen: about one handshake of a WebSocket in 200
+ended as if the server had gone, on a busy machine, with a server of Python's as well.
 """
 
 import select
 import socket
 import ssl
 import threading
+
+from harness.endpoint import tls_context
 
 
 class Turns(ssl.SSLSocket):
@@ -36,13 +38,12 @@ class Turns(ssl.SSLSocket):
                 raise TimeoutError
 
 
-def tls_socket(address, ca_file, alpn="http/1.1", timeout=60):
+def tls_socket(address, ca_file, alpn="http/1.1"):
     """TLS to an endpoint, whose name means loopback."""
     host, _, port = address.partition(":")
-    context = ssl.create_default_context(cafile=ca_file)
-    context.set_alpn_protocols([alpn])
+    context = tls_context(ca_file, alpn)
     context.sslsocket_class = Turns
-    plain = socket.create_connection(("127.0.0.1", int(port or 443)), timeout)
+    plain = socket.create_connection(("127.0.0.1", int(port or 443)), timeout=60)
     tls = context.wrap_socket(plain, server_hostname=host)
     tls.turn = threading.Lock()
     return tls
