@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
 # Every check and test: lints, unit and contract tests, real virtual machines, end to end with AWS's own clients.
 #
+# usage: test.sh [beside]     beside: only what it runs beside the end-to-end suite, which is built by then
+#
 # DORMOUSE_TEST_ACCEL (default tcg) says how the guests are executed.
 set -euo pipefail
 
@@ -15,12 +17,9 @@ unit_tests=(cargo test --locked --release --workspace --exclude dormouse-e2e)
 if cargo nextest --version >/dev/null 2>&1; then
     unit_tests=(cargo nextest run --locked --release --workspace --exclude dormouse-e2e)
 fi
-beside=
-beside_log=$(mktemp)
 
 passed=()
 current=setup
-trap 'end $?' EXIT
 
 end() {
     if [ "$1" != 0 ]; then
@@ -39,17 +38,22 @@ step() {
     passed+=("$current $((SECONDS - began))s")
 }
 
-# What the tests that wait leave of the processors goes to lints and to building the rest.
+# What the tests that wait leave of the processors goes to all that asks for no promptness.
 begin_beside() {
-    # Built first: the end-to-end suite runs it, and must not wait for the lock that cargo holds below.
-    DORMOUSE_E2E_SDK_TEST=$(cargo test --locked --release -p dormouse-e2e --test sdk --no-run --message-format json |
-        python3 -c 'import json, sys; print(*filter(None, (json.loads(line).get("executable") for line in sys.stdin)))')
-    export DORMOUSE_E2E_SDK_TEST
     # A session of its own is a scheduling group of its own, which has to be nice as a whole.
     # shellcheck disable=SC2016
-    setsid nice -n 19 bash -c 'echo 19 2>/dev/null >/proc/self/autogroup; scripts/lint.sh && "$@" --no-run' \
-        bash "${unit_tests[@]}" >"$beside_log" 2>&1 </dev/null &
+    setsid nice -n 19 bash -c 'echo 19 2>/dev/null >/proc/self/autogroup; exec "$0" beside' \
+        "$PWD/scripts/test.sh" >"$beside_log" 2>&1 </dev/null &
     beside=$!
+}
+
+run_beside() {
+    # The end-to-end suite runs it.
+    cargo test --locked --release -p dormouse-e2e --test sdk --no-run
+    scripts/lint.sh
+    "${unit_tests[@]}" --no-run
+    drift
+    websockets
 }
 
 end_beside() {
@@ -81,14 +85,21 @@ end_to_end() {
     "$venv/bin/python" -m pytest tests/e2e/py
 }
 
+if [ "${1:-}" = beside ]; then
+    run_beside
+    exit
+fi
+
+beside=
+beside_log=$(mktemp)
+trap 'end $?' EXIT
+
 step setup scripts/setup.sh
 step build make --no-print-directory build
 step base-disk scripts/test-disk.sh "$DORMOUSE_TEST_ASSETS"
-step sdk-test begin_beside
+begin_beside
 step end-to-end end_to_end
-step websockets websockets
-step lint end_beside
+step lint-drift-websockets end_beside
 step unit-and-contract unit_tests
-step drift drift
 
 printf '\ntest: all passed in %ss (%s)\n' "$SECONDS" "$(IFS=,; echo "${passed[*]}")"

@@ -54,13 +54,17 @@ impl Sqlite {
         Ok(found != 0)
     }
 
-    /// Writes the file anew, so that nothing is left of what was deleted or replaced, and notes that it was done.
+    /// Writes the file anew, so that nothing is left of what was deleted or replaced, and notes that it was done: not
+    /// where another connection still reads what was there, for then it is done at the next start.
     pub(crate) async fn leave_nothing_plain(&self) -> Result<(), StoreError> {
         self.writer
             .run(|connection| {
                 connection.execute_batch("VACUUM")?;
-                // The answer's row says whether readers were in the way.
-                connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))?;
+                let truncate = "PRAGMA wal_checkpoint(TRUNCATE)";
+                let hindered: bool = connection.query_row(truncate, [], |row| row.get(0))?;
+                if hindered {
+                    return Ok(());
+                }
                 connection.pragma_update(None, PLAIN_IS_GONE, 1)
             })
             .await?
