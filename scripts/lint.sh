@@ -7,7 +7,7 @@ cargo fmt --all --check
 # The release profile is the one that is tested, so its dependencies are built once for all.
 cargo clippy --locked --release --workspace --all-targets -- -D warnings
 # What only the fuzzers build, which are no part of the workspace.
-cargo clippy --locked --release -p dormouse-ingress -p dormouse-node --features dormouse-ingress/fuzzing,dormouse-node/fuzzing -- -D warnings
+cargo clippy --locked --release --workspace --lib --features dormouse-ingress/fuzzing,dormouse-node/fuzzing -- -D warnings
 if cargo deny --version >/dev/null 2>&1; then
     cargo deny --locked check bans licenses sources
 else

@@ -48,8 +48,8 @@ begin_beside() {
 }
 
 run_beside() {
-    # The end-to-end suite runs it.
-    cargo test --locked --release -p dormouse-e2e --test sdk --no-run
+    # The end-to-end suite runs it. With the daemon's features most of its dependencies are there.
+    cargo test --locked --release -p dormouse-e2e -p dormouse --test sdk --no-run
     scripts/lint.sh
     "${unit_tests[@]}" --no-run
     drift

@@ -11,7 +11,7 @@ import known
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-DESCRIBE = ["cargo", "run", "--quiet", "--locked", "-p", "dormouse-api", "--features", "schema", "--example", "describe"]
+DESCRIBE = ["cargo", "run", "--quiet", "--locked", "--features", "dormouse-api/schema", "--example", "describe"]
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
 # Runs the VMM contract suite and the end-to-end flow with `--accel kvm` on a true /dev/kvm, whatever this machine
 # has: inside a test host that is an emulated AMD machine (`make test-kvm`).
+#
+# DORMOUSE_KVM_TESTS (arguments of pytest, such as test_clones.py) runs those end-to-end tests alone.
 set -euo pipefail
 
 cd "$(dirname "$0")/../.."
@@ -27,7 +29,7 @@ print(found[0])' "$test"
 
 echo "kvm: building the tests" >&2
 contract=$(test_executable vmm_contract --workspace --exclude dormouse-e2e)
-sdk=$(test_executable sdk -p dormouse-e2e)
+sdk=$(test_executable sdk -p dormouse-e2e -p dormouse)
 
 rm -rf "$payload"
 mkdir -p "$payload"/{target/release,cache,tests,examples}
@@ -42,6 +44,7 @@ cp -r tests/e2e "$payload/tests/e2e"
 cp -r examples/hello "$payload/examples/hello"
 cp tests/kvm/report_at_once.py "$payload/"
 cp tests/kvm/inside.sh "$payload/run"
+printf '%s\n' "${DORMOUSE_KVM_TESTS:-}" >"$payload/tests-wanted"
 
 tests/kvm/run.sh "$kvm" "$payload"
 echo "kvm: all passed"

@@ -6,8 +6,10 @@
 mod build;
 mod capacity;
 mod listeners;
+mod network;
 mod quotas;
 mod registry;
+mod s3;
 mod secrets;
 mod tls;
 mod traffic;
@@ -15,22 +17,20 @@ mod traffic;
 pub(crate) use build::BuildConfig;
 pub(crate) use capacity::CapacityConfig;
 pub(crate) use listeners::DnsConfig;
+pub(crate) use network::{NetworkConfig, Subnets};
 pub(crate) use quotas::QuotaConfig;
 pub(crate) use registry::{BaseImageConfig, MANAGED_BASE};
+pub(crate) use s3::{OutsideS3, S3Source};
 pub(crate) use secrets::SecretsConfig;
 pub(crate) use tls::TlsConfig;
 pub(crate) use traffic::LimitConfig;
 
 use clap::{Args, ValueEnum};
 use dormouse_core::{AccountId, EndpointId, limits};
-use dormouse_node::host::cidr::Cidr;
-use secrecy::SecretString;
 use serde::Deserialize;
-use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Duration;
 
 /// Where everything is kept unless configured otherwise.
@@ -40,7 +40,6 @@ const INGRESS_ADDR: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST)
 const REGION: &str = "us-east-1";
 const ACCOUNT: &str = "000000000000";
 const HTTPS_PORT: u16 = 443;
-const DNS_PORT: u16 = 53;
 
 /// The configuration, checked.
 #[derive(Debug, Clone)]
@@ -130,46 +129,6 @@ pub(crate) enum LogFormat {
     Json,
 }
 
-/// Where `s3://` artifacts are read from.
-#[derive(Debug, Clone)]
-pub(crate) enum S3Source {
-    /// The S3 in this daemon.
-    Embedded,
-    /// Another S3.
-    Outside(OutsideS3),
-}
-
-/// Another S3 than the daemon's own.
-#[derive(Debug, Clone)]
-pub(crate) struct OutsideS3 {
-    /// `https://host[:port]`; none for AWS itself.
-    pub(crate) endpoint: Option<String>,
-    /// Its region.
-    pub(crate) region: String,
-    /// Access key and secret.
-    pub(crate) access_key: (String, SecretString),
-}
-
-/// What guests may reach and how.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct NetworkConfig {
-    /// Addresses of the links between host and slots; none for the default.
-    pub(crate) slots: Option<Cidr>,
-    /// Slots that are kept made ahead of need.
-    pub(crate) warm_slots: usize,
-    /// Resolvers for the guests' queries; empty for the host's own.
-    pub(crate) dns: Vec<SocketAddr>,
-    /// Ranges to block besides those that always are.
-    pub(crate) block: Vec<Cidr>,
-    /// Ranges to let through although they are blocked.
-    pub(crate) allow: Vec<Cidr>,
-    /// Ranges that network connectors open, by the name of their subnet.
-    pub(crate) subnets: Arc<Subnets>,
-}
-
-/// Ranges by the name of a subnet, as in `subnet-db`.
-pub(crate) type Subnets = BTreeMap<String, Vec<Cidr>>;
-
 /// What the command line and the environment may say; it wins over the file.
 #[derive(Debug, Clone, Default, Args)]
 pub(crate) struct Overrides {
@@ -258,9 +217,9 @@ struct Raw {
     tokens: RawTokens,
     dns: listeners::RawDns,
     connect: listeners::RawConnect,
-    s3: Option<RawS3>,
-    network: RawNetwork,
-    build: RawBuild,
+    s3: Option<s3::RawS3>,
+    network: network::RawNetwork,
+    build: build::RawBuild,
     quotas: quotas::RawQuotas,
     capacity: CapacityConfig,
     registry: registry::RawRegistry,
@@ -281,40 +240,6 @@ struct RawEndpoint {
 #[serde(deny_unknown_fields, default)]
 struct RawTokens {
     rotate_days: Option<u32>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct RawS3 {
-    endpoint: Option<String>,
-    region: Option<String>,
-    access_key_id: Option<String>,
-    secret_access_key: Option<SecretString>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct RawNetwork {
-    slots: Option<String>,
-    warm_slots: Option<usize>,
-    dns: Vec<String>,
-    block: Vec<String>,
-    allow: Vec<String>,
-    subnets: BTreeMap<String, Vec<String>>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct RawBuild {
-    concurrency: Option<usize>,
-    cache_max_bytes: Option<u64>,
-    extra_ca_file: Option<PathBuf>,
-    extra_ca_in_image: bool,
-    http_proxy: Option<String>,
-    https_proxy: Option<String>,
-    no_proxy: Option<String>,
-    /// Files of secrets by their id, by account.
-    secrets: BTreeMap<String, BTreeMap<String, PathBuf>>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -349,11 +274,9 @@ impl Config {
             secrets: secrets::secrets(raw.secrets, std::env::var_os("CREDENTIALS_DIRECTORY"))?,
             token_rotation: token_rotation(raw.tokens.rotate_days)?,
             assets_dir: serve.assets_dir.clone().or(raw.assets_dir),
-            s3: raw
-                .s3
-                .map_or(Ok(S3Source::Embedded), |s3| outside_s3(s3, &region))?,
-            network: network(&raw.network)?,
-            builds_at_once: builds_at_once(raw.build.concurrency)?,
+            s3: s3::s3(raw.s3, &region)?,
+            network: network::network(&raw.network)?,
+            builds_at_once: build::at_once(raw.build.concurrency)?,
             build: BuildConfig::new(&raw.build)?,
             base_images: registry::registry(raw.registry, raw.build.extra_ca_file.as_deref())?,
             quotas: quotas::quotas(raw.quotas)?,
@@ -508,125 +431,6 @@ fn token_rotation(days: Option<u32>) -> Result<Duration, ConfigError> {
             key: "tokens.rotate_days",
             problem: format!("{days} days make no sense"),
             remedy: "write a number from 1 to 365",
-        }),
-    }
-}
-
-fn outside_s3(raw: RawS3, region: &str) -> Result<S3Source, ConfigError> {
-    if let Some(endpoint) = &raw.endpoint {
-        let authority = ["http://", "https://"]
-            .iter()
-            .find_map(|scheme| endpoint.strip_prefix(scheme));
-        if !authority.is_some_and(|rest| !rest.is_empty() && !rest.contains(['@', '?', '#'])) {
-            return Err(ConfigError::Value {
-                key: "s3.endpoint",
-                problem: format!("{endpoint:?} is not an address"),
-                remedy: "write one as in \"https://s3.example.com\"",
-            });
-        }
-    }
-    match (raw.access_key_id, raw.secret_access_key) {
-        (Some(id), Some(secret)) => Ok(S3Source::Outside(OutsideS3 {
-            endpoint: raw.endpoint,
-            region: raw.region.unwrap_or_else(|| region.to_owned()),
-            access_key: (id, secret),
-        })),
-        _ => Err(ConfigError::Value {
-            key: "s3",
-            problem: "an outside S3 needs a key".to_owned(),
-            remedy: "set access_key_id and secret_access_key, or leave [s3] out to use the embedded one",
-        }),
-    }
-}
-
-fn network(raw: &RawNetwork) -> Result<NetworkConfig, ConfigError> {
-    let warm_slots = raw.warm_slots.unwrap_or(limits::SLOTS_WARM);
-    if warm_slots > usize::from(limits::SLOTS_MAX) {
-        return Err(ConfigError::Value {
-            key: "network.warm_slots",
-            problem: format!("{warm_slots} is more than a host can have"),
-            remedy: "write a small number, as in 4",
-        });
-    }
-    Ok(NetworkConfig {
-        slots: raw
-            .slots
-            .as_deref()
-            .map(|text| cidr("network.slots", text))
-            .transpose()?,
-        warm_slots,
-        dns: raw
-            .dns
-            .iter()
-            .map(|text| resolver(text))
-            .collect::<Result<_, _>>()?,
-        block: cidrs("network.block", &raw.block)?,
-        allow: cidrs("network.allow", &raw.allow)?,
-        subnets: Arc::new(subnets(&raw.subnets)?),
-    })
-}
-
-fn subnets(raw: &BTreeMap<String, Vec<String>>) -> Result<Subnets, ConfigError> {
-    const KEY: &str = "network.subnets";
-    let refuse = |problem: String| ConfigError::Value {
-        key: KEY,
-        problem,
-        remedy: "write up to 64 names with up to 64 ranges each, as in subnet-db = [\"10.1.0.0/16\"]",
-    };
-    if raw.len() > limits::SUBNETS_MAX {
-        return Err(refuse(format!("{} subnets are too many", raw.len())));
-    }
-    let entry = |(name, texts): (&String, &Vec<String>)| {
-        if !is_subnet(name) {
-            return Err(refuse(format!("{name:?} is not the name of a subnet")));
-        }
-        if texts.is_empty() || texts.len() > limits::SUBNET_RANGES_MAX {
-            return Err(refuse(format!("{name} has {} ranges", texts.len())));
-        }
-        Ok((name.clone(), cidrs(KEY, texts)?))
-    };
-    raw.iter().map(entry).collect()
-}
-
-/// A subnet has the form of AWS's, since that is what clients may ask for.
-fn is_subnet(name: &str) -> bool {
-    let allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
-    name.strip_prefix("subnet-")
-        .is_some_and(|rest| (1..=64).contains(&rest.len()) && rest.bytes().all(allowed))
-}
-
-fn cidrs(key: &'static str, texts: &[String]) -> Result<Vec<Cidr>, ConfigError> {
-    texts.iter().map(|text| cidr(key, text)).collect()
-}
-
-fn cidr(key: &'static str, text: &str) -> Result<Cidr, ConfigError> {
-    text.parse().map_err(|error| ConfigError::Value {
-        key,
-        problem: format!("{error}"),
-        remedy: "write ranges as in \"10.1.0.0/16\", with no bits set after the prefix",
-    })
-}
-
-fn resolver(text: &str) -> Result<SocketAddr, ConfigError> {
-    let address = text
-        .parse::<IpAddr>()
-        .map(|ip| SocketAddr::new(ip, DNS_PORT));
-    address
-        .or_else(|_| text.parse::<SocketAddr>())
-        .map_err(|_| ConfigError::Value {
-            key: "network.dns",
-            problem: format!("{text:?} is not a resolver"),
-            remedy: "write addresses, as in [\"9.9.9.9\", \"192.0.2.1:5353\"]",
-        })
-}
-
-fn builds_at_once(number: Option<usize>) -> Result<usize, ConfigError> {
-    match number.unwrap_or(limits::BUILDS_AT_ONCE) {
-        number @ 1..=limits::BUILDS_AT_ONCE_MAX => Ok(number),
-        number => Err(ConfigError::Value {
-            key: "build.concurrency",
-            problem: format!("{number} builds at once make no sense"),
-            remedy: "write a number from 1 to 64",
         }),
     }
 }

@@ -139,7 +139,7 @@ def test_rust_sdk(cloud):
     }
     test = os.environ.get("DORMOUSE_E2E_SDK_TEST")
     command = [test] if test else [
-        "cargo", "test", "--quiet", "--locked", "--release", "-p", "dormouse-e2e", "--test", "sdk", "--"]
+        "cargo", "test", "--quiet", "--locked", "--release", "-p", "dormouse-e2e", "-p", "dormouse", "--test", "sdk", "--"]
     done = subprocess.run(
         [*command, "--ignored", "--nocapture"], capture_output=True, text=True, stdin=subprocess.DEVNULL,
         timeout=600, env=environment, cwd=Path(PROJECT))

@@ -1,10 +1,11 @@
 //! `[build]`: what image builds reach the outside world by, and what their cache may take.
 
-use super::{ConfigError, RawBuild};
+use super::ConfigError;
 use dormouse_core::{AccountId, limits};
 use dormouse_node::build::{BuildSecrets, ExtraCas};
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
+use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io::Read;
@@ -34,6 +35,21 @@ impl fmt::Debug for BuildConfig {
             .field("secrets", &self.secrets)
             .finish()
     }
+}
+
+/// `[build]` as written.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct RawBuild {
+    pub(super) concurrency: Option<usize>,
+    cache_max_bytes: Option<u64>,
+    pub(super) extra_ca_file: Option<PathBuf>,
+    extra_ca_in_image: bool,
+    http_proxy: Option<String>,
+    https_proxy: Option<String>,
+    no_proxy: Option<String>,
+    /// Files of secrets by their id, by account.
+    secrets: BTreeMap<String, BTreeMap<String, PathBuf>>,
 }
 
 impl BuildConfig {
@@ -135,6 +151,18 @@ fn certificates(file: &Path) -> Result<String, ConfigError> {
         return Err(refuse(format!("{} holds {what}", file.display())));
     }
     Ok(text)
+}
+
+/// Image builds that run at once.
+pub(super) fn at_once(number: Option<usize>) -> Result<usize, ConfigError> {
+    match number.unwrap_or(limits::BUILDS_AT_ONCE) {
+        number @ 1..=limits::BUILDS_AT_ONCE_MAX => Ok(number),
+        number => Err(ConfigError::Value {
+            key: "build.concurrency",
+            problem: format!("{number} builds at once make no sense"),
+            remedy: "write a number from 1 to 64",
+        }),
+    }
 }
 
 #[cfg(test)]
