@@ -110,9 +110,12 @@ async fn switches_disk(lab: &Lab) {
         "an existing disk was taken"
     );
     // Writes land in the top layer only.
-    while vm.guest().tunnel(8080).await.is_err() {
-        sleep(Duration::from_millis(20)).await;
-    }
+    let listens = async {
+        while vm.guest().tunnel(8080).await.is_err() {
+            sleep(Duration::from_millis(20)).await;
+        }
+    };
+    timeout(crate::lab::PATIENCE, listens).await.unwrap();
     vm.count().await;
     vm.machine.kill().await.unwrap();
     for (disk, before) in sealed {
