@@ -32,10 +32,8 @@ agent: setup
 	    install -m 755 $(TARGET)/guest/$(GUEST_TRIPLE)/guest/dormouse-jail $(ASSETS)/dormouse-jail
 
 .PHONY: build
-build: setup ## Build target/release/dormouse and all that it needs to run
-	@# The guest's programs and the host's share nothing: each uses the processors that the other leaves idle.
-	@$(MAKE) --no-print-directory agent & agent=$$!; \
-	    cargo build --locked --release -p dormouse || { kill $$agent; exit 1; }; wait $$agent
+build: agent ## Build target/release/dormouse and all that it needs to run
+	cargo build --locked --release -p dormouse
 	@ln -sfn $(ASSETS) $(TARGET)/release/dormouse-assets
 
 .PHONY: demo

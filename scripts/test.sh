@@ -52,8 +52,8 @@ run_beside() {
     cargo test --locked --release -p dormouse-e2e -p dormouse --test sdk --no-run
     scripts/lint.sh
     "${unit_tests[@]}" --no-run
-    drift
-    websockets
+    DORMOUSE_TEST_PROFILE=release pytests tests/drift
+    pytests tests/websocket
 }
 
 end_beside() {
@@ -63,26 +63,10 @@ end_beside() {
     return "$status"
 }
 
-unit_tests() {
-    "${unit_tests[@]}"
-}
-
-drift() {
+pytests() {
     local venv
     venv=$(scripts/python-env.sh)
-    DORMOUSE_TEST_PROFILE=release "$venv/bin/python" -m pytest tests/drift
-}
-
-websockets() {
-    local venv
-    venv=$(scripts/python-env.sh)
-    "$venv/bin/python" -m pytest tests/websocket
-}
-
-end_to_end() {
-    local venv
-    venv=$(scripts/python-env.sh)
-    "$venv/bin/python" -m pytest tests/e2e/py
+    "$venv/bin/python" -m pytest "$@"
 }
 
 if [ "${1:-}" = beside ]; then
@@ -98,8 +82,8 @@ step setup scripts/setup.sh
 step build make --no-print-directory build
 step base-disk scripts/test-disk.sh "$DORMOUSE_TEST_ASSETS"
 begin_beside
-step end-to-end end_to_end
+step end-to-end pytests tests/e2e/py
 step lint-drift-websockets end_beside
-step unit-and-contract unit_tests
+step unit-and-contract "${unit_tests[@]}"
 
 printf '\ntest: all passed in %ss (%s)\n' "$SECONDS" "$(IFS=,; echo "${passed[*]}")"

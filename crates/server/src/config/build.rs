@@ -153,7 +153,7 @@ fn certificates(file: &Path) -> Result<String, ConfigError> {
     Ok(text)
 }
 
-/// Image builds that run at once.
+/// Checks `build.concurrency`.
 pub(super) fn at_once(number: Option<usize>) -> Result<usize, ConfigError> {
     match number.unwrap_or(limits::BUILDS_AT_ONCE) {
         number @ 1..=limits::BUILDS_AT_ONCE_MAX => Ok(number),
