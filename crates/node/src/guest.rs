@@ -1,4 +1,4 @@
-//! Client of the guest agent: one short HTTP/1.1 exchange per request over a fresh connection.
+//! Client of the guest agent: a short HTTP/1.1 exchange over a fresh connection.
 //!
 //! Every answer is hostile until proven otherwise: heads and bodies are bounded, and each request has a
 //! time limit. Connections are never kept: a snapshot would freeze them half open.
@@ -15,6 +15,7 @@ use http::header::{CONNECTION, UPGRADE};
 use http::{HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full, Limited, StreamBody, combinators::BoxBody};
 use hyper::body::{Body, Frame, Incoming};
+use hyper::client::conn::http1::SendRequest;
 use hyper_util::rt::TokioIo;
 use serde::de::DeserializeOwned;
 use std::net::{Ipv4Addr, SocketAddrV4};
@@ -107,12 +108,7 @@ impl<'a> Guest<'a> {
         loop {
             let attempt = self.json::<Hello>("hello", get("/v1/hello"), ATTEMPT).await;
             match attempt {
-                Ok(hello) if hello.generation != GENERATION => {
-                    return Err(GuestError::Generation {
-                        found: hello.generation,
-                    });
-                }
-                Ok(hello) => return Ok(hello),
+                Ok(hello) => return understood(hello),
                 Err(error @ GuestError::Connect(VmmError::Gone(_))) => return Err(error),
                 Err(error) if Instant::now() >= deadline => return Err(error),
                 Err(_) => sleep(Duration::from_millis(10)).await,
@@ -141,10 +137,7 @@ impl<'a> Guest<'a> {
     pub async fn wait_app(&self) -> Result<AppStatus, GuestError> {
         let what = "wait for app";
         let response = self.send(what, get("/v1/app/wait")).await?;
-        parse(
-            what,
-            &collect(what, response, limits::AGENT_JSON_BYTES_MAX).await?,
-        )
+        read_json(what, response).await
     }
 
     /// The app's output from byte `after` on, and the offset to ask for next.
@@ -300,9 +293,9 @@ impl<'a> Guest<'a> {
         self.order("thaw", post("/v1/thaw", json_body(spec))).await
     }
 
-    /// Thaws a machine that has just been restored, with one request: its network is knocked at until it
-    /// answers, `limit` at most, and only then is the clock read. There is no hello: a snapshot's
-    /// manifest vouches for the agent's generation.
+    /// Thaws a machine that has just been restored: its network is knocked at until it answers, `limit` at
+    /// most. What a guest does for the first time after a restore takes it long, and that is the hello: when
+    /// the clock is read, the request is soon there.
     pub async fn thaw_restored(
         &self,
         limit: Duration,
@@ -310,8 +303,14 @@ impl<'a> Guest<'a> {
     ) -> Result<(), GuestError> {
         let what = "thaw";
         let stream = self.knock(what, limit).await?;
-        let request = post("/v1/thaw", json_body(&spec()));
-        within(what, send_on(stream, what, request)).await.map(drop)
+        let exchange = async {
+            let mut connection = open(stream, what).await?;
+            let hello = exchange(&mut connection, what, get("/v1/hello")).await?;
+            understood(read_json(what, hello).await?)?;
+            let request = post("/v1/thaw", json_body(&spec()));
+            exchange(&mut connection, what, request).await
+        };
+        within(what, exchange).await.map(drop)
     }
 
     async fn knock(
@@ -414,10 +413,7 @@ impl<'a> Guest<'a> {
     ) -> Result<T, GuestError> {
         let exchange = async {
             let response = self.send(what, request).await?;
-            parse(
-                what,
-                &collect(what, response, limits::AGENT_JSON_BYTES_MAX).await?,
-            )
+            read_json(what, response).await
         };
         at_most(limit, what, exchange).await
     }
@@ -438,21 +434,44 @@ async fn send_on(
     what: &'static str,
     request: Request<RequestBody>,
 ) -> Result<Response<Incoming>, GuestError> {
-    let http = |source| GuestError::Http {
-        request: what,
-        source,
-    };
-    let (mut sender, connection) = hyper::client::conn::http1::Builder::new()
+    let mut connection = open(stream, what).await?;
+    exchange(&mut connection, what, request).await
+}
+
+/// Begins to speak HTTP on a connection.
+async fn open(
+    stream: Box<dyn Stream>,
+    what: &'static str,
+) -> Result<SendRequest<RequestBody>, GuestError> {
+    let (sender, connection) = hyper::client::conn::http1::Builder::new()
         .max_buf_size(limits::HTTP_HEAD_BYTES_MAX)
         .max_headers(limits::HTTP_HEADERS_MAX)
         .handshake(TokioIo::new(stream))
         .await
-        .map_err(http)?;
-    // Ends by itself with the exchange, or with the tunnel that it turns into.
+        .map_err(http_error(what))?;
+    // Ends by itself with the last exchange, or with the tunnel that it turns into.
     tokio::spawn(async move {
         let _ = connection.with_upgrades().await;
     });
-    let response = sender.send_request(request).await.map_err(http)?;
+    Ok(sender)
+}
+
+fn http_error(request: &'static str) -> impl FnOnce(hyper::Error) -> GuestError {
+    move |source| GuestError::Http { request, source }
+}
+
+/// Sends one request; an answer of 400 or above becomes an error.
+async fn exchange(
+    connection: &mut SendRequest<RequestBody>,
+    what: &'static str,
+    request: Request<RequestBody>,
+) -> Result<Response<Incoming>, GuestError> {
+    let response = async {
+        // The exchange before may not have ended quite yet.
+        connection.ready().await?;
+        connection.send_request(request).await
+    };
+    let response = response.await.map_err(http_error(what))?;
     if response.status().as_u16() < 400 {
         return Ok(response);
     }
@@ -539,6 +558,24 @@ where
         .await
         .map(http_body_util::Collected::to_bytes)
         .map_err(|error| nonsense(what, &error.to_string()))
+}
+
+/// The agent that said so, unless this daemon does not speak its protocol.
+fn understood(hello: Hello) -> Result<Hello, GuestError> {
+    if hello.generation == GENERATION {
+        return Ok(hello);
+    }
+    Err(GuestError::Generation {
+        found: hello.generation,
+    })
+}
+
+async fn read_json<T: DeserializeOwned>(
+    what: &'static str,
+    response: Response<Incoming>,
+) -> Result<T, GuestError> {
+    let body = collect(what, response, limits::AGENT_JSON_BYTES_MAX).await?;
+    parse(what, &body)
 }
 
 fn parse<T: DeserializeOwned>(what: &'static str, body: &[u8]) -> Result<T, GuestError> {

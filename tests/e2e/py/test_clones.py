@@ -36,7 +36,7 @@ def test_clocks_are_right(siblings):
         asked = time.time()
         told = vm.endpoint.get("/state").json()["time"]
         answered = time.time()
-        assert asked - 0.5 <= told <= answered + 0.5
+        assert asked - 0.25 <= told <= answered + 0.25
 
 
 def test_app_runs_nothing_between_restore_and_thaw(siblings):
