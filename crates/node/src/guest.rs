@@ -3,78 +3,32 @@
 //! Every answer is hostile until proven otherwise: heads and bodies are bounded, and each request has a
 //! time limit. Connections are never kept: a snapshot would freeze them half open.
 
+mod error;
+mod exchange;
+
+pub use error::GuestError;
+
 use crate::vmm::{Instance, Stream, VmmError};
 use bytes::{Buf, Bytes, BytesMut};
 use dormouse_core::guest::{
-    AGENT_PORT, AgentError, AppSpec, AppStatus, COPY_SPEC, CopySpec, ExecSpec, Exit, FrameKind,
-    GENERATION, Hello, LOG_NEXT, SHELL_PROTOCOL, ShellSpec, ThawSpec, TreeCopySpec, Trusted,
-    whole_frame,
+    AppSpec, AppStatus, COPY_SPEC, CopySpec, ExecSpec, Exit, FrameKind, GENERATION, Hello,
+    LOG_NEXT, SHELL_PROTOCOL, ShellSpec, ThawSpec, TreeCopySpec, Trusted, whole_frame,
 };
 use dormouse_core::limits;
+use error::nonsense;
+use exchange::{
+    RequestBody, at_most, bytes_body, collect, empty, exchange, get, http_error, json_body, open,
+    parse, post, read_json, request, stream_body, within,
+};
 use http::header::{CONNECTION, UPGRADE};
 use http::{HeaderValue, Method, Request, Response, StatusCode};
-use http_body_util::{BodyExt, Full, Limited, StreamBody, combinators::BoxBody};
-use hyper::body::{Body, Frame, Incoming};
-use hyper::client::conn::http1::SendRequest;
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use serde::de::DeserializeOwned;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::time::Duration;
 use tokio::time::{Instant, sleep, timeout};
-use tokio_util::io::ReaderStream;
-
-/// Why the agent could not do what was asked.
-#[derive(Debug, thiserror::Error)]
-pub enum GuestError {
-    /// No connection to the agent.
-    #[error("connect to guest agent")]
-    Connect(#[source] VmmError),
-    /// The exchange broke off.
-    #[error("{request} to guest agent")]
-    Http {
-        /// What was asked.
-        request: &'static str,
-        /// How it broke.
-        #[source]
-        source: hyper::Error,
-    },
-    /// The agent did not answer in time.
-    #[error("{0} to guest agent timed out")]
-    TimedOut(&'static str),
-    /// The agent answered with a refusal.
-    #[error("{message}")]
-    Refused {
-        /// HTTP status.
-        status: StatusCode,
-        /// The agent's words.
-        message: String,
-    },
-    /// The agent's answer makes no sense.
-    #[error("{request} to guest agent: {problem}")]
-    Nonsense {
-        /// What was asked.
-        request: &'static str,
-        /// What is wrong with the answer.
-        problem: String,
-    },
-    /// The snapshot's agent speaks another generation of the protocol.
-    #[error("guest agent speaks protocol generation {found}, this daemon speaks {GENERATION}")]
-    Generation {
-        /// The agent's generation.
-        found: u32,
-    },
-}
-
-impl GuestError {
-    /// The status that the agent refused with, if it did.
-    #[must_use]
-    pub fn refusal(&self) -> Option<StatusCode> {
-        match self {
-            Self::Refused { status, .. } => Some(*status),
-            _ => None,
-        }
-    }
-}
 
 /// A part of what a process in the guest printed.
 #[derive(Debug)]
@@ -90,8 +44,6 @@ pub enum Output {
 pub struct Guest<'a> {
     machine: &'a dyn Instance,
 }
-
-type RequestBody = BoxBody<Bytes, std::io::Error>;
 
 impl<'a> Guest<'a> {
     /// Speaks to the agent of `machine`.
@@ -177,10 +129,7 @@ impl<'a> Guest<'a> {
         let mut body = response.into_body();
         let mut buffer = BytesMut::new();
         while let Some(frame) = body.frame().await {
-            let frame = frame.map_err(|source| GuestError::Http {
-                request: what,
-                source,
-            })?;
+            let frame = frame.map_err(http_error(what))?;
             if let Ok(data) = frame.into_data() {
                 buffer.extend_from_slice(&data);
             }
@@ -254,8 +203,7 @@ impl<'a> Guest<'a> {
 
     /// Lets programs inside trust more CAs; any lent before are taken back.
     pub async fn lend_trust(&self, pem: &str) -> Result<Trusted, GuestError> {
-        let body = Full::new(Bytes::copy_from_slice(pem.as_bytes()));
-        let body = BoxBody::new(body.map_err(|never| match never {}));
+        let body = bytes_body(Bytes::copy_from_slice(pem.as_bytes()));
         self.json(
             "loan of CAs",
             post("/v1/trust", body),
@@ -303,14 +251,14 @@ impl<'a> Guest<'a> {
     ) -> Result<(), GuestError> {
         let what = "thaw";
         let stream = self.knock(what, limit).await?;
-        let exchange = async {
+        let thaw = async {
             let mut connection = open(stream, what).await?;
             let hello = exchange(&mut connection, what, get("/v1/hello")).await?;
             understood(read_json(what, hello).await?)?;
             let request = post("/v1/thaw", json_body(&spec()));
             exchange(&mut connection, what, request).await
         };
-        within(what, exchange).await.map(drop)
+        within(what, thaw).await.map(drop)
     }
 
     async fn knock(
@@ -376,10 +324,7 @@ impl<'a> Guest<'a> {
         let upgraded = async {
             let response = self.send(what, request).await?;
             let upgraded = hyper::upgrade::on(response).await;
-            upgraded.map_err(|source| GuestError::Http {
-                request: what,
-                source,
-            })
+            upgraded.map_err(http_error(what))
         };
         let upgraded = within(what, upgraded).await?;
         Ok(Box::new(TokioIo::new(upgraded)))
@@ -425,86 +370,8 @@ impl<'a> Guest<'a> {
         request: Request<RequestBody>,
     ) -> Result<Response<Incoming>, GuestError> {
         let stream = self.machine.connect().await.map_err(GuestError::Connect)?;
-        send_on(stream, what, request).await
+        exchange(&mut open(stream, what).await?, what, request).await
     }
-}
-
-async fn send_on(
-    stream: Box<dyn Stream>,
-    what: &'static str,
-    request: Request<RequestBody>,
-) -> Result<Response<Incoming>, GuestError> {
-    let mut connection = open(stream, what).await?;
-    exchange(&mut connection, what, request).await
-}
-
-/// Begins to speak HTTP on a connection.
-async fn open(
-    stream: Box<dyn Stream>,
-    what: &'static str,
-) -> Result<SendRequest<RequestBody>, GuestError> {
-    let (sender, connection) = hyper::client::conn::http1::Builder::new()
-        .max_buf_size(limits::HTTP_HEAD_BYTES_MAX)
-        .max_headers(limits::HTTP_HEADERS_MAX)
-        .handshake(TokioIo::new(stream))
-        .await
-        .map_err(http_error(what))?;
-    // Ends by itself with the last exchange, or with the tunnel that it turns into.
-    tokio::spawn(async move {
-        let _ = connection.with_upgrades().await;
-    });
-    Ok(sender)
-}
-
-fn http_error(request: &'static str) -> impl FnOnce(hyper::Error) -> GuestError {
-    move |source| GuestError::Http { request, source }
-}
-
-/// Sends one request; an answer of 400 or above becomes an error.
-async fn exchange(
-    connection: &mut SendRequest<RequestBody>,
-    what: &'static str,
-    request: Request<RequestBody>,
-) -> Result<Response<Incoming>, GuestError> {
-    let response = async {
-        // The exchange before may not have ended quite yet.
-        connection.ready().await?;
-        connection.send_request(request).await
-    };
-    let response = response.await.map_err(http_error(what))?;
-    if response.status().as_u16() < 400 {
-        return Ok(response);
-    }
-    let status = response.status();
-    let body = collect(what, response, limits::AGENT_JSON_BYTES_MAX).await?;
-    let message = match serde_json::from_slice::<AgentError>(&body) {
-        Ok(error) => quoted(&error.message),
-        Err(_) => format!("{what} refused by guest agent with status {status}"),
-    };
-    Err(GuestError::Refused { status, message })
-}
-
-fn get(path: &str) -> Request<RequestBody> {
-    request(Method::GET, path, empty())
-}
-
-fn post(path: &str, body: RequestBody) -> Request<RequestBody> {
-    request(Method::POST, path, body)
-}
-
-fn request(method: Method, path: &str, body: RequestBody) -> Request<RequestBody> {
-    Request::builder()
-        .method(method)
-        .uri(path)
-        .header(http::header::HOST, format!("agent:{AGENT_PORT}"))
-        .body(body)
-        .expect("the agent's paths are valid URIs")
-}
-
-fn stream_body(bytes: impl tokio::io::AsyncRead + Send + Sync + 'static) -> RequestBody {
-    use futures_util::TryStreamExt;
-    let stream = ReaderStream::with_capacity(bytes, 64 << 10).map_ok(Frame::data);
-    BoxBody::new(StreamBody::new(stream))
 }
 
 fn with_copy_spec(
@@ -518,48 +385,6 @@ fn with_copy_spec(
     Ok(request)
 }
 
-fn empty() -> RequestBody {
-    BoxBody::new(Full::default().map_err(|never| match never {}))
-}
-
-fn json_body(value: &impl serde::Serialize) -> RequestBody {
-    let bytes = serde_json::to_vec(value).expect("protocol types serialize");
-    BoxBody::new(Full::from(bytes).map_err(|never| match never {}))
-}
-
-async fn within<T>(
-    what: &'static str,
-    exchange: impl Future<Output = Result<T, GuestError>>,
-) -> Result<T, GuestError> {
-    at_most(limits::AGENT_REQUEST_TIMEOUT, what, exchange).await
-}
-
-async fn at_most<T>(
-    limit: Duration,
-    what: &'static str,
-    exchange: impl Future<Output = Result<T, GuestError>>,
-) -> Result<T, GuestError> {
-    timeout(limit, exchange)
-        .await
-        .unwrap_or(Err(GuestError::TimedOut(what)))
-}
-
-async fn collect<B>(
-    what: &'static str,
-    response: Response<B>,
-    bytes_max: usize,
-) -> Result<Bytes, GuestError>
-where
-    B: Body<Data = Bytes>,
-    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
-{
-    Limited::new(response.into_body(), bytes_max)
-        .collect()
-        .await
-        .map(http_body_util::Collected::to_bytes)
-        .map_err(|error| nonsense(what, &error.to_string()))
-}
-
 /// The agent that said so, unless this daemon does not speak its protocol.
 fn understood(hello: Hello) -> Result<Hello, GuestError> {
     if hello.generation == GENERATION {
@@ -568,31 +393,6 @@ fn understood(hello: Hello) -> Result<Hello, GuestError> {
     Err(GuestError::Generation {
         found: hello.generation,
     })
-}
-
-async fn read_json<T: DeserializeOwned>(
-    what: &'static str,
-    response: Response<Incoming>,
-) -> Result<T, GuestError> {
-    let body = collect(what, response, limits::AGENT_JSON_BYTES_MAX).await?;
-    parse(what, &body)
-}
-
-fn parse<T: DeserializeOwned>(what: &'static str, body: &[u8]) -> Result<T, GuestError> {
-    serde_json::from_slice(body).map_err(|error| nonsense(what, &error.to_string()))
-}
-
-fn nonsense(request: &'static str, problem: &str) -> GuestError {
-    GuestError::Nonsense {
-        request,
-        problem: quoted(problem),
-    }
-}
-
-/// What the agent says, as it may stand in a log or a reason: of one line, and no longer than a sentence.
-fn quoted(text: &str) -> String {
-    let end = text.floor_char_boundary(limits::AGENT_MESSAGE_BYTES_MAX);
-    text[..end].replace(char::is_control, " ")
 }
 
 /// Takes one whole frame off the front of `buffer`, if there is one.
@@ -619,14 +419,5 @@ mod tests {
         assert_eq!(frame, (FrameKind::Stdout, Bytes::from_static(b"hi")));
         assert!(take_frame(&mut buffer).expect("no error").is_none());
         assert_eq!(buffer[..], [3, 0, 0]);
-    }
-
-    #[test]
-    fn what_an_agent_says_is_one_short_line() {
-        assert_eq!(quoted("no\u{1b}[2J such\nfile"), "no [2J such file");
-        assert_eq!(
-            quoted(&"ä".repeat(limits::AGENT_MESSAGE_BYTES_MAX)).len(),
-            1024
-        );
     }
 }
