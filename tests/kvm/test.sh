@@ -11,7 +11,7 @@ target=$(realpath -m "${CARGO_TARGET_DIR:-target}")
 kvm=$cache/kvm
 payload=$kvm/payload
 
-tests/kvm/host-disk.sh "$kvm"
+tests/kvm/host.sh "$kvm"
 scripts/test-disk.sh "$cache/assets"
 venv=$(scripts/python-env.sh)
 
