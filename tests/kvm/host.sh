@@ -23,34 +23,41 @@ work=$(mktemp -d -p "$folder")
 trap 'rm -rf "$work"' EXIT
 
 echo "kvm: making the test host (once)" >&2
-backports=()
+release=$codename
 if [ "$codename" = bookworm ]; then
-    backports=(--backports)
-    printf '%s\n' 'Package: src:qemu src:seabios src:linux*' 'Pin: release n=bookworm-backports' 'Pin-Priority: 600' \
-        >"$work/preferences"
-else
-    : >"$work/preferences"
+    release+=' --backports'
 fi
-"$sources" "$codename" "${backports[@]}" >"$work/sources.list"
 apt-config dump --format '%F "%v";%n' |
     grep -E '^Acquire::(Check-Valid-Until|Check-Date|https?::(Proxy|CAInfo)) ' >"$work/apt.conf" || true
 echo 'APT::Install-Recommends "false";' >>"$work/apt.conf"
 
+# Makes a Debian in $work/NAME: `debian NAME "RELEASE [--backports]" OPTIONS...`, the options being mmdebstrap's.
+debian() {
+    local name=$1 release
+    read -ra release <<<"$2"
+    shift 2
+    "$sources" "${release[@]}" >"$work/sources.list"
+    # Nothing comes from backports by itself; where there are none, the pin has no effect.
+    printf '%s\n' 'Package: src:qemu src:seabios src:linux*' "Pin: release n=${release[0]}-backports" 'Pin-Priority: 600' \
+        >"$work/preferences"
+    mmdebstrap --quiet --variant=minbase --format=directory "$@" \
+        --aptopt="$work/apt.conf" \
+        --dpkgopt='path-exclude=/usr/share/man/*' \
+        --dpkgopt='path-exclude=/usr/share/locale/*' \
+        --dpkgopt='path-exclude=/usr/share/doc/*' \
+        --setup-hook='install -D -m 644 "'"$work"'/preferences" "$1/etc/apt/preferences.d/test-host"' \
+        "${release[0]}" "$work/$name" "$work/sources.list" </dev/null >&2
+}
+
 # Only what the host itself needs to find its disk goes into its initrd: emulated, each megabyte counts.
-mmdebstrap --quiet --variant=minbase --format=directory \
+debian root "$release" \
     --include=qemu-system-x86,qemu-utils,linux-image-cloud-amd64,initramfs-tools,kmod \
     --include=python3,e2fsprogs,iproute2,nftables,procps,curl,zip,ca-certificates \
-    --aptopt="$work/apt.conf" \
-    --dpkgopt='path-exclude=/usr/share/man/*' \
-    --dpkgopt='path-exclude=/usr/share/locale/*' \
-    --dpkgopt='path-exclude=/usr/share/doc/*' \
-    --setup-hook='install -D -m 644 "'"$work"'/preferences" "$1/etc/apt/preferences.d/test-host"' \
     --customize-hook='printf "MODULES=list\nCOMPRESS=gzip\n" >"$1/etc/initramfs-tools/conf.d/test-host"' \
     --customize-hook='echo virtio_blk >"$1/etc/initramfs-tools/modules"' \
     --customize-hook='chroot "$1" update-initramfs -u -k all' \
     --customize-hook='install -m 755 "'"$here"'/init" "$1/sbin/test-host"' \
-    --customize-hook='echo test-host >"$1/etc/hostname"; echo "nameserver 10.0.2.3" >"$1/etc/resolv.conf"' \
-    "$codename" "$work/root" "$work/sources.list" </dev/null >&2
+    --customize-hook='echo test-host >"$1/etc/hostname"; echo "nameserver 10.0.2.3" >"$1/etc/resolv.conf"'
 
 cp "$work"/root/boot/vmlinuz-* "$folder/vmlinuz"
 cp "$work"/root/boot/initrd.img-* "$folder/initrd"
@@ -60,16 +67,7 @@ mke2fs -q -t ext4 -d "$work/root" -E lazy_itable_init=1 "$folder/host.ext4"
 
 # Until 10.2, QEMU changes the word of a processor's pending interrupts without a lock where it enters and leaves a guest,
 # and loses some: guests then wait for minutes. Only the emulator is of a newer release; what is tested is the host's own.
-newer=trixie
-printf '%s\n' 'Package: src:qemu src:seabios' "Pin: release n=$newer-backports" 'Pin-Priority: 600' >"$work/preferences"
-"$sources" "$newer" --backports >"$work/sources.list"
-mmdebstrap --quiet --variant=minbase --format=directory \
-    --include=qemu-system-x86 \
-    --aptopt="$work/apt.conf" \
-    --dpkgopt='path-exclude=/usr/share/man/*' \
-    --dpkgopt='path-exclude=/usr/share/doc/*' \
-    --setup-hook='install -D -m 644 "'"$work"'/preferences" "$1/etc/apt/preferences.d/test-host"' \
-    "$newer" "$work/emulator" "$work/sources.list" </dev/null >&2
+debian emulator 'trixie --backports' --include=qemu-system-x86
 rm -rf "$folder/emulator"
 mv "$work/emulator" "$folder/emulator"
 echo "$recipe" >"$folder/stamp"
