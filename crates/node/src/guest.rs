@@ -17,8 +17,8 @@ use dormouse_core::guest::{
 use dormouse_core::limits;
 use error::nonsense;
 use exchange::{
-    RequestBody, at_most, bytes_body, collect, empty, exchange, get, http_error, json_body, open,
-    parse, post, read_json, request, stream_body, within,
+    RequestBody, ask, at_most, bytes_body, collect, empty, get, http_error, json_body, open, parse,
+    post, read_json, request, stream_body, within,
 };
 use http::header::{CONNECTION, UPGRADE};
 use http::{HeaderValue, Method, Request, Response, StatusCode};
@@ -253,10 +253,10 @@ impl<'a> Guest<'a> {
         let stream = self.knock(what, limit).await?;
         let thaw = async {
             let mut connection = open(stream, what).await?;
-            let hello = exchange(&mut connection, what, get("/v1/hello")).await?;
+            let hello = ask(&mut connection, what, get("/v1/hello")).await?;
             understood(read_json(what, hello).await?)?;
             let request = post("/v1/thaw", json_body(&spec()));
-            exchange(&mut connection, what, request).await
+            ask(&mut connection, what, request).await
         };
         within(what, thaw).await.map(drop)
     }
@@ -370,7 +370,7 @@ impl<'a> Guest<'a> {
         request: Request<RequestBody>,
     ) -> Result<Response<Incoming>, GuestError> {
         let stream = self.machine.connect().await.map_err(GuestError::Connect)?;
-        exchange(&mut open(stream, what).await?, what, request).await
+        ask(&mut open(stream, what).await?, what, request).await
     }
 }
 

@@ -40,7 +40,7 @@ pub(super) fn http_error(request: &'static str) -> impl FnOnce(hyper::Error) -> 
 }
 
 /// Sends one request; an answer of 400 or above becomes an error.
-pub(super) async fn exchange(
+pub(super) async fn ask(
     connection: &mut SendRequest<RequestBody>,
     what: &'static str,
     request: Request<RequestBody>,
