@@ -17,7 +17,7 @@ use crate::working_set;
 use dormouse_core::guest::{AppState, ThawSpec};
 use dormouse_core::hook::Hook;
 use dormouse_core::limits;
-use dormouse_core::microvm::Record;
+use dormouse_core::microvm::{Record, State};
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
@@ -229,13 +229,20 @@ impl Host {
         Ok(machine)
     }
 
-    /// Finds the machine that an earlier daemon left running, with its app thawed.
+    /// Finds the machine that an earlier daemon left. That of a running MicroVM is told to run: it may have stopped for
+    /// a full disk, and it goes on after the next one only if it is to run as far as this daemon knows.
     pub async fn adopt(
         &self,
         record: &Record,
     ) -> Result<Option<Arc<dyn Instance>>, LifecycleError> {
         let dir = self.layout.vm(&record.id);
-        Ok(self.vmm.adopt(dir.path()).await?.map(Arc::from))
+        let Some(machine) = self.vmm.adopt(dir.path()).await? else {
+            return Ok(None);
+        };
+        if record.state == State::Running {
+            machine.resume().await?;
+        }
+        Ok(Some(Arc::from(machine)))
     }
 
     /// Ends the machine, orderly where it still listens, and deletes the MicroVM's files.

@@ -1,5 +1,8 @@
 """A full disk: a clear state, nothing corrupt, and all is well once there is room again."""
 
+import concurrent.futures
+import time
+
 import pytest
 from botocore.exceptions import ClientError
 from harness.artifact import zip_files
@@ -7,6 +10,8 @@ from harness.cloud import ImageFailed
 
 # Room for records and logs; the daemon must be able to say what is wrong.
 LEFT_BYTES = 4 << 20
+NOTE = b"n" * (2 * LEFT_BYTES)
+STOPPED = "host disk is full: machine stopped"
 
 
 @pytest.fixture
@@ -32,6 +37,36 @@ def test_suspend(vm, full_disk):
     state = app.get("/state").json()
     assert (state["counter"], state["file"]) == (2, "kept")
     assert app.get("/ballast").json() == digest
+
+
+@pytest.mark.parametrize("daemon_ends", ["never", "before", "meanwhile"])
+def test_a_guest_that_writes(cloud, vm, full_disk, daemon_ends):
+    """Its machine stops, and goes on when there is room, whichever daemon it has by then."""
+    vm.endpoint.get("/")
+    if daemon_ends == "before":
+        replace(cloud.daemon)
+    with concurrent.futures.ThreadPoolExecutor(1) as pool, full_disk():
+        writing = pool.submit(vm.endpoint.post, "/file?synced=1", NOTE)
+        wait_for_stop(cloud, vm)
+        if daemon_ends == "meanwhile":
+            replace(cloud.daemon)
+            wait_for_stop(cloud, vm, times=2)
+    if daemon_ends != "meanwhile":
+        assert writing.result().status == 200
+    state = vm.endpoint.get("/state").json()
+    assert (state["counter"], state["file"]) == (1, NOTE.decode())
+
+
+def replace(daemon):
+    daemon.kill()
+    daemon.start()
+
+
+def wait_for_stop(cloud, vm, times=1, timeout_s=30):
+    deadline = time.monotonic() + timeout_s
+    while sum(STOPPED in line and vm.id in line for line in cloud.daemon.log.read_text().splitlines()) < times:
+        assert time.monotonic() < deadline, f"{vm.id} was stopped fewer than {times} times"
+        time.sleep(0.1)
 
 
 def test_build(cloud, full_disk):

@@ -99,7 +99,11 @@ class Handler(BaseHTTPRequestHandler):
 
     def post_file(self):
         body = self.read_body()
-        Path("note.txt").write_bytes(body)
+        with open("note.txt", "wb") as note:
+            note.write(body)
+            if "synced" in self.query:
+                note.flush()
+                os.fsync(note.fileno())
         self.answer({"written": len(body)})
 
     def get_watch(self):
