@@ -1,9 +1,9 @@
 """Keeps MicroVMs under random faults for a while and checks that nothing is lost (`make soak`).
 
 VMS MicroVMs are visited, written to, suspended, woken and replaced at random, while every now and then the daemon is
-killed with -9 and started again, a machine is killed, or the disk is full for some seconds. What the app of each has
-confirmed, in memory and on disk, must be there ever after, unless its machine was killed. At the end all are
-terminated, and nothing may be left of them on the host.
+killed with -9 and started again, a machine is killed, or the disk is full for some seconds, with or without an end of
+the daemon meanwhile. What the app of each has confirmed, in memory and on disk, must be there ever after, unless its
+machine was killed. At the end all are terminated, and nothing may be left of them on the host.
 
 DORMOUSE_SOAK_SECONDS (default 900), DORMOUSE_SOAK_VMS (default 30) and DORMOUSE_SOAK_SEED say how long, how many and
 which; the seed is printed. DORMOUSE_TEST_ACCEL (default auto) says how the guests are executed.
@@ -183,7 +183,7 @@ class Soak:
         self.losses.append(str(loss))
 
     def trouble(self, until):
-        faults = [self.kill_daemon, self.kill_machine, self.fill_disk]
+        faults = [self.kill_daemon, self.kill_machine, self.fill_disk, self.kill_daemon_on_a_full_disk]
         while time.monotonic() < until and not self.losses:
             time.sleep(min(self.chance.uniform(*CALM_S), max(0, until - time.monotonic())))
             fault = self.chance.choice(faults)
@@ -212,6 +212,12 @@ class Soak:
     def fill_disk(self):
         with DISK.full(LEFT_BYTES):
             time.sleep(FULL_S)
+
+    def kill_daemon_on_a_full_disk(self):
+        with DISK.full(LEFT_BYTES):
+            time.sleep(FULL_S / 2)
+            self.kill_daemon()
+            time.sleep(FULL_S / 2)
 
     def settle(self, life):
         """Each must answer with all that it has confirmed."""

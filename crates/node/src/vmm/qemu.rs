@@ -115,13 +115,14 @@ impl Qemu {
         disk: &Path,
         egress: Egress,
     ) -> Result<Arc<Machine>, VmmError> {
-        let slot = self.slots.acquire().await?;
+        let boot_id = record::boot_id()?;
         let golden_memory = match machine.memory {
             command::Memory::Private(path) => Some(path.to_owned()),
             command::Memory::Anonymous | command::Memory::Shared(_) => None,
         };
+        let slot = self.slots.acquire().await?;
         let record = MachineRecord {
-            boot_id: record::boot_id()?,
+            boot_id,
             slot: slot.name().to_owned(),
             process: None,
             lent: enclosed.lent.clone(),
@@ -130,6 +131,11 @@ impl Qemu {
             disk_node: 0,
             egress,
         };
+        if let Err(error) = record.save(run_dir) {
+            // No record names the slot, so nobody else would give it back.
+            slot.release().await?;
+            return Err(error);
+        }
         match self
             .start_in(slot, run_dir, machine, enclosed, record)
             .await
@@ -157,7 +163,6 @@ impl Qemu {
         enclosed: Enclosed,
         mut record: MachineRecord,
     ) -> Result<Arc<Machine>, VmmError> {
-        record.save(run_dir)?;
         slot.set_egress(&record.egress).await?;
         for file in &enclosed.lent {
             jail::lend(file, slot.uid()).map_err(VmmError::io("lend file to the machine"))?;
@@ -289,6 +294,8 @@ impl Vmm for Qemu {
             Ok(qmp) => qmp,
             // It was ending when the daemon went down, and has ended since.
             Err(VmmError::Gone(_)) => {
+                // Whoever reaps the machine gives back its slot, unless somebody holds it.
+                drop(slot);
                 self.reap(run_dir).await?;
                 return Ok(None);
             }

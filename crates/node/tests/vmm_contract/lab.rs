@@ -67,12 +67,11 @@ impl Lab {
         path
     }
 
-    pub(crate) async fn boot(&self, name: &str, golden_memory: Option<PathBuf>) -> Vm {
-        let run_dir = self.run_dir(name);
+    pub(crate) async fn boot_spec(&self, name: &str, golden_memory: Option<PathBuf>) -> BootSpec {
         let disk = self.dir.join(format!("{name}.qcow2"));
         disk::create_overlay(&self.base_disk, &disk).await.unwrap();
-        let spec = BootSpec {
-            run_dir: run_dir.clone(),
+        BootSpec {
+            run_dir: self.run_dir(name),
             kernel: self.kernel.clone(),
             initramfs: self.initramfs.clone(),
             disk,
@@ -80,11 +79,15 @@ impl Lab {
             vcpus: 2,
             golden_memory,
             disks: Vec::new(),
-        };
+        }
+    }
+
+    pub(crate) async fn boot(&self, name: &str, golden_memory: Option<PathBuf>) -> Vm {
+        let spec = self.boot_spec(name, golden_memory).await;
         let began = Instant::now();
         let vm = Vm {
             machine: self.vmm.boot(&spec).await.unwrap(),
-            run_dir,
+            run_dir: spec.run_dir,
         };
         vm.guest().hello(Duration::from_secs(120)).await.unwrap();
         report("boot to agent", began);

@@ -5,13 +5,15 @@ use crate::lab::Lab;
 use dormouse_core::guest::ProcessSpec;
 use dormouse_node::host::jail::Jailer;
 use dormouse_node::host::slot::{SlotConfig, SlotPool};
-use dormouse_node::vmm::initramfs;
 use dormouse_node::vmm::probe;
 use dormouse_node::vmm::qemu::{Accel, Qemu};
+use dormouse_node::vmm::{Vmm, initramfs};
 use rustix::process::{Pid, Signal, kill_process};
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::sleep;
 
 /// Counts in memory and on disk, and ticks.
 const APP: &str = r#"
@@ -121,6 +123,34 @@ async fn with_lab(owner: &str, work: impl AsyncFnOnce(&Lab, &Qemu)) {
 #[tokio::test(flavor = "multi_thread")]
 async fn qemu_contract() {
     with_lab("vmmc", async |lab, _| contract::all(lab).await).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn qemu_that_ends_as_it_is_adopted_leaves_no_slot() {
+    with_lab("vmma", async |lab, qemu| {
+        let vm = lab.boot("ending", None).await;
+        let pid = Pid::from_raw(vm.machine.pid().unwrap() as i32).unwrap();
+        drop(vm.machine);
+        // It takes the connection and says nothing more.
+        kill_process(pid, Signal::STOP).unwrap();
+        let end = async {
+            sleep(Duration::from_millis(500)).await;
+            kill_process(pid, Signal::KILL).unwrap();
+        };
+        let (adopted, ()) = tokio::join!(qemu.adopt(&vm.run_dir), end);
+        assert!(adopted.unwrap().is_none());
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn qemu_that_cannot_be_recorded_is_not_started() {
+    with_lab("vmmr", async |lab, qemu| {
+        let spec = lab.boot_spec("unrecorded", None).await;
+        std::fs::create_dir(spec.run_dir.join("machine.json.tmp")).unwrap();
+        qemu.boot(&spec).await.unwrap_err();
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
