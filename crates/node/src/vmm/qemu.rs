@@ -133,7 +133,9 @@ impl Qemu {
         };
         if let Err(error) = record.save(run_dir) {
             // No record names the slot, so nobody else would give it back.
-            slot.release().await?;
+            if let Err(error) = slot.release().await {
+                tracing::error!(slot = slot.name(), %error, "slot not released");
+            }
             return Err(error);
         }
         match self
