@@ -1,8 +1,10 @@
 #!/usr/bin/env bash
-# Checks format, lints, and the dependencies' licences and sources.
+# Checks format, lints, and the dependencies' licences and sources; the scripts' and tests' Python, too.
 set -euo pipefail
 
 cd "$(dirname "$0")/.."
+venv=$(scripts/python-env.sh)
+"$venv/bin/ruff" check --quiet .
 cargo fmt --all --check
 # The release profile is the one that is tested, so its dependencies are built once for all.
 cargo clippy --locked --release --workspace --all-targets -- -D warnings

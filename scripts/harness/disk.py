@@ -1,10 +1,13 @@
 """A small file system in a file, so that a test can fill it without filling the host's."""
 
 import contextlib
+import errno
 import os
 import shutil
 import subprocess
 from pathlib import Path
+
+from harness.polling import until
 
 
 class SmallDisk:
@@ -34,10 +37,21 @@ class SmallDisk:
     def full(self, left_bytes):
         """Has room for so much and no more."""
         filler = self.folder / "filler"
-        with filler.open("wb") as file:
-            disk = os.statvfs(self.folder)
-            os.posix_fallocate(file.fileno(), 0, max(1, disk.f_bavail * disk.f_frsize - left_bytes))
         try:
+            # Others write meanwhile: what was free may be gone before it is taken.
+            until(lambda: self.fill(filler, left_bytes), f"{self.folder} is full")
             yield
         finally:
             filler.unlink()
+
+    def fill(self, filler, left_bytes):
+        """Whether it could be filled."""
+        with filler.open("wb") as file:
+            disk = os.statvfs(self.folder)
+            try:
+                os.posix_fallocate(file.fileno(), 0, max(1, disk.f_bavail * disk.f_frsize - left_bytes))
+            except OSError as error:
+                if error.errno != errno.ENOSPC:
+                    raise
+                return False
+        return True

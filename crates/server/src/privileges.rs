@@ -90,6 +90,14 @@ fn failed(action: &'static str) -> impl FnOnce(Errno) -> PrivilegeError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use rustix::process::{dumpable_behavior, getrlimit};
+
+    #[test]
+    fn memory_is_neither_shown_nor_dumped() {
+        hide_memory().unwrap();
+        assert_eq!(dumpable_behavior().unwrap(), DumpableBehavior::NotDumpable);
+        assert_eq!(getrlimit(Resource::Core).maximum, Some(0));
+    }
 
     #[test]
     fn nothing_but_the_list_stays_and_it_may_be_done_twice() {

@@ -23,10 +23,11 @@ ACCEL = os.environ.get("DORMOUSE_TEST_ACCEL", "tcg")
 DISK_GIB = 24
 # In this order: those that end the daemon come last, and test_flow when the Rust client has been built beside the rest.
 MODULES = [
-    "test_api", "test_audit", "test_privileges", "test_secrets", "test_accounts", "test_quotas", "test_bad_artifacts", "test_dockerfile", "test_lost_machine", "test_clones",
-    "test_ingress", "test_races", "test_protocols", "test_browser", "test_limits", "test_names", "test_isolation", "test_hostile_agent", "test_connectors", "test_fuzz_api", "test_cli", "test_shell", "test_proxy", "test_oci", "test_lifecycle", "test_hooks",
-    "test_resources", "test_disk_full", "test_waiting", "test_tags", "test_images",
-    "test_flow", "test_ledger", "test_restart", "test_faults",
+    "test_api", "test_audit", "test_privileges", "test_secrets", "test_accounts", "test_quotas", "test_bad_artifacts",
+    "test_dockerfile", "test_lost_machine", "test_clones", "test_ingress", "test_races", "test_protocols", "test_browser",
+    "test_limits", "test_names", "test_isolation", "test_hostile_agent", "test_connectors", "test_fuzz_api", "test_cli",
+    "test_shell", "test_proxy", "test_oci", "test_lifecycle", "test_hooks", "test_resources", "test_disk_full", "test_waiting",
+    "test_tags", "test_images", "test_flow", "test_ledger", "test_restart", "test_faults",
 ]
 
 

@@ -16,6 +16,7 @@ import urllib.error
 import urllib.request
 
 from harness.daemon import free_port
+from harness.polling import until
 
 OCI = "application/vnd.oci.image"
 USER, PASSWORD = "builder", "correct horse"
@@ -84,14 +85,14 @@ class Registry:
             f"storage: {{filesystem: {{rootdirectory: {folder}/registry}}}}\nhttp: {{addr: '{self.address}'}}\n")
         self.process = subprocess.Popen(
             ["docker-registry", "serve", str(config)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        deadline = time.monotonic() + 30
-        while True:
-            with contextlib.suppress(OSError):
-                urllib.request.urlopen(f"http://{self.address}/v2/", timeout=5).close()
-                return
-            if time.monotonic() > deadline or self.process.poll() is not None:
-                raise TimeoutError("docker-registry does not answer")
-            time.sleep(0.05)
+        until(self.answers, "docker-registry answers")
+
+    def answers(self):
+        with contextlib.suppress(OSError):
+            urllib.request.urlopen(f"http://{self.address}/v2/", timeout=5).close()
+            return True
+        assert self.process.poll() is None, "docker-registry ended"
+        return False
 
     def stop(self):
         self.process.terminate()

@@ -1,7 +1,6 @@
 """Several accounts on one daemon: keys come and go while it runs, and nothing crosses from one to the other."""
 
 import configparser
-import time
 import uuid
 
 import boto3
@@ -10,6 +9,7 @@ from botocore.exceptions import ClientError
 from conftest import APPS
 from harness.artifact import zip_folder
 from harness.cloud import Cloud
+from harness.polling import until
 
 OTHER = "123456789012"
 
@@ -55,10 +55,7 @@ def test_a_key_works_at_once_and_no_longer_once_it_is_deleted(cloud):
     assert secret not in cloud.daemon.run("key", "list")
     cloud.daemon.run("key", "delete", key_id)
     assert key_id not in cloud.daemon.run("key", "list")
-    deadline = time.monotonic() + 5
-    while status_of(vms.list_microvm_images)[0] is None:
-        assert time.monotonic() < deadline, "a deleted key is refused"
-        time.sleep(0.05)
+    until(lambda: status_of(vms.list_microvm_images)[0], "a deleted key is refused", 5)
     assert status_of(vms.list_microvm_images) == ("UnrecognizedClientException", 403)
     assert status_of(s3.list_buckets) == ("InvalidAccessKeyId", 403)
 

@@ -5,6 +5,7 @@ import itertools
 import time
 
 import pytest
+from harness.polling import until
 
 MANY = 20
 
@@ -140,10 +141,7 @@ def timer_in_a_sleep(cloud, image):
     vm.wait("SUSPENDED")
     time.sleep(42)
     woken = time.time()
-    deadline = time.monotonic() + 20
-    while not (alarms := vm.endpoint.get("/state").json()["alarms"]):
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    alarms = until(lambda: vm.endpoint.get("/state").json()["alarms"], "the alarm goes off")
     vm.terminate()
     return alarms[0] - woken
 

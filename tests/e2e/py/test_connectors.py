@@ -4,13 +4,13 @@ import json
 import os
 import subprocess
 import sys
-import time
 import uuid
 from pathlib import Path
 
 import boto3
 import pytest
 from botocore.exceptions import ClientError
+from harness.polling import until, until_gone
 from test_isolation import LAN_NEIGHBOUR, lan, reach  # noqa: F401
 
 MANAGED = "arn:aws:lambda:us-east-1:aws:network-connector:aws-network-connector:"
@@ -41,20 +41,14 @@ def create(core, *subnets, name=None, **more):
     return core.create_network_connector(Name=name or f"c-{uuid.uuid4()}", **settings)
 
 
-def settled(core, arn, *states, timeout_s=20):
-    deadline = time.monotonic() + timeout_s
-    while (found := core.get_network_connector(Identifier=arn))["State"] not in states:
-        assert time.monotonic() < deadline, found
-        time.sleep(0.02)
-    return found
+def settled(core, arn, *states):
+    return until(lambda: core.get_network_connector(Identifier=arn), f"the connector is {' or '.join(states)}",
+                 pause_s=0.02, when=lambda found: found["State"] in states)
 
 
-def updated(core, arn, timeout_s=20):
-    deadline = time.monotonic() + timeout_s
-    while (found := core.get_network_connector(Identifier=arn))["LastUpdateStatus"] == "InProgress":
-        assert time.monotonic() < deadline, found
-        time.sleep(0.02)
-    return found
+def updated(core, arn):
+    return until(lambda: core.get_network_connector(Identifier=arn), "the connector's update ends",
+                 pause_s=0.02, when=lambda found: found["LastUpdateStatus"] != "InProgress")
 
 
 def refusal(call, **arguments):
@@ -151,15 +145,7 @@ def test_a_deleted_connector_is_gone_and_its_name_is_free(core):
     made = create(core, name=name)
     settled(core, made["Arn"], "ACTIVE")
     assert core.delete_network_connector(Identifier=made["Arn"])["State"] == "DELETING"
-    deadline = time.monotonic() + 20
-    while True:
-        try:
-            core.get_network_connector(Identifier=made["Arn"])
-        except ClientError as error:
-            assert error.response["Error"]["Code"] == "ResourceNotFoundException"
-            break
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    until_gone(core.get_network_connector, Identifier=made["Arn"])
     assert create(core, name=name)["Id"] != made["Id"]
 
 
@@ -202,7 +188,9 @@ def test_without_ingress_the_endpoint_refuses(cloud, probe_image):
 
 
 def test_a_shell_needs_its_connector_and_its_token_opens_no_port(cloud, probe_image):
-    shell = lambda vm: cloud.vms.create_microvm_shell_auth_token(microvmIdentifier=vm.id, expirationInMinutes=5)
+    def shell(vm):
+        return cloud.vms.create_microvm_shell_auth_token(microvmIdentifier=vm.id, expirationInMinutes=5)
+
     with cloud.launch(probe_image) as vm:
         with pytest.raises(ClientError, match="Shell access requires SHELL_INGRESS network connector"):
             shell(vm)

@@ -1,12 +1,12 @@
 """A full disk: a clear state, nothing corrupt, and all is well once there is room again."""
 
 import concurrent.futures
-import time
 
 import pytest
 from botocore.exceptions import ClientError
 from harness.artifact import zip_files
 from harness.cloud import ImageFailed
+from harness.polling import until
 
 # Room for records and logs; the daemon must be able to say what is wrong.
 LEFT_BYTES = 4 << 20
@@ -62,11 +62,11 @@ def replace(daemon):
     daemon.start()
 
 
-def wait_for_stop(cloud, vm, times=1, timeout_s=30):
-    deadline = time.monotonic() + timeout_s
-    while sum(STOPPED in line and vm.id in line for line in cloud.daemon.log.read_text().splitlines()) < times:
-        assert time.monotonic() < deadline, f"{vm.id} was stopped fewer than {times} times"
-        time.sleep(0.1)
+def wait_for_stop(cloud, vm, times=1):
+    def stops():
+        return sum(STOPPED in line and vm.id in line for line in cloud.daemon.log.read_text().splitlines())
+
+    until(stops, f"{vm.id} is stopped {times} times", when=lambda found: found >= times)
 
 
 def test_build(cloud, full_disk):

@@ -6,6 +6,7 @@ DORMOUSE_TEST_SEED, which is printed; DORMOUSE_TEST_FAULTS says how many ("all":
 
 import concurrent.futures
 import errno
+import operator
 import os
 import random
 import time
@@ -17,6 +18,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from harness.artifact import zip_files
 from harness.faults import Faults
 from harness.host import discrepancies
+from harness.polling import until
 
 SEED = os.environ.get("DORMOUSE_TEST_SEED") or str(random.SystemRandom().randrange(10**6))
 WANTED = os.environ.get("DORMOUSE_TEST_FAULTS", "3")
@@ -127,14 +129,7 @@ class Build:
 
     def verify(self, _):
         self.cloud.vms.delete_microvm_image(imageIdentifier=self.arn)
-        until(lambda: not self.cloud.vms.list_microvm_images(nameFilter=self.name)["items"], 60)
-
-
-def until(condition, timeout_s):
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+        until(lambda: not self.cloud.vms.list_microvm_images(nameFilter=self.name)["items"], "the image is gone", 60)
 
 
 def perform(cloud, image, faults, operation, kill_at):
@@ -177,13 +172,7 @@ def insist(ask, *arguments):
 
 def at_rest(cloud):
     """Processes and files are those that the states ask for."""
-    deadline = time.monotonic() + 30
-    while True:
-        found = discrepancies(cloud.daemon, cloud.states())
-        if not found or time.monotonic() > deadline:
-            break
-        time.sleep(0.1)
-    assert not found
+    until(lambda: discrepancies(cloud.daemon, cloud.states()), "nothing is left over", when=operator.not_)
 
 
 @pytest.mark.parametrize("operation", [Launch, Suspend, Resume, Terminate, Build])

@@ -12,6 +12,7 @@ from harness.artifact import zip_folder
 from harness.cloud import ROLE, wait_for_state
 from harness.daemon import CACHE, PROJECT
 from harness.endpoint import TOKEN_HEADER, Endpoint
+from harness.polling import until
 
 HELLO = PROJECT / "examples/hello"
 IDLE = {"maxIdleDurationSeconds": 600, "suspendedDurationSeconds": 600, "autoResumeEnabled": True}
@@ -45,10 +46,8 @@ def test_boto3(only_environment):
         resources=[{"minimumMemoryInMiB": 512}])
     assert created["state"] == "CREATING"
     image = created["imageArn"]
-    deadline = time.monotonic() + 300
-    while (state := vms.get_microvm_image(imageIdentifier=image)["state"]) == "CREATING":
-        assert time.monotonic() < deadline
-        time.sleep(0.5)
+    state = until(lambda: vms.get_microvm_image(imageIdentifier=image)["state"], "the image is built", 300, 0.5,
+                  when=lambda found: found != "CREATING")
     assert state == "CREATED"
     version = vms.get_microvm_image_version(imageIdentifier=image, imageVersion="1.0")
     assert (version["state"], version["status"]) == ("SUCCESSFUL", "ACTIVE")
@@ -92,10 +91,7 @@ def test_aws_cli_and_curl(cloud, tmp_path):
         return aws("lambda-microvms", *command)
 
     def wait_until(state, read):
-        deadline = time.monotonic() + 300
-        while read()["state"] != state:
-            assert time.monotonic() < deadline
-            time.sleep(0.5)
+        until(lambda: read()["state"], f"it is {state}", 300, 0.5, when=lambda found: found == state)
 
     (tmp_path / "hello.zip").write_bytes(zip_folder(HELLO))
     aws("s3", "mb", "s3://cli")

@@ -90,7 +90,7 @@ def request_of(operation, dice):
         wire_name = member.serialization.get("name", name)
         if place == "uri":
             text = str(generator.string(member, 0))
-            path = path.replace("{%s}" % wire_name, urllib.parse.quote(text, safe=""))
+            path = path.replace(f"{{{wire_name}}}", urllib.parse.quote(text, safe=""))
         elif name in shape.required_members or dice.random() < 0.4:
             value = generator.value(member)
             if place == "querystring":

@@ -15,6 +15,7 @@ from conftest import APPS
 from harness.artifact import zip_files, zip_folder
 from harness.cloud import BUCKET, ROLE
 from harness.daemon import CACHE
+from harness.polling import until, until_gone
 
 ABSENT = "arn:aws:lambda:us-east-1:000000000000:microvm-image:absent"
 MANAGED = "arn:aws:lambda:us-east-1:aws:network-connector:aws-network-connector"
@@ -46,19 +47,6 @@ def update(cloud, arn, artifact, **more):
     return cloud.vms.update_microvm_image(
         imageIdentifier=arn, codeArtifact={"uri": cloud.upload(artifact)}, baseImageArn=cloud.base_arn,
         buildRoleArn=ROLE, resources=[{"minimumMemoryInMiB": 512}], **more)
-
-
-def until_gone(get, timeout_s=60, **arguments):
-    """Waits until this read answers 404 and returns its message."""
-    deadline = time.monotonic() + timeout_s
-    while time.monotonic() < deadline:
-        try:
-            get(**arguments)
-        except ClientError as error:
-            assert error.response["ResponseMetadata"]["HTTPStatusCode"] == 404
-            return error.response["Error"]["Message"]
-        time.sleep(0.1)
-    raise TimeoutError(f"{arguments} is still there")
 
 
 def build_folders(cloud):
@@ -204,10 +192,7 @@ def test_microvms_of_a_deleted_version_keep_running(cloud, image, artifact):
     assert build_folders(cloud) == before
     vm.terminate()
     vm.wait("TERMINATED")
-    deadline = time.monotonic() + 30
-    while build_folders(cloud) == before:
-        assert time.monotonic() < deadline, "the files go with the last microvm"
-        time.sleep(0.2)
+    until(lambda: build_folders(cloud), "the files go with the last MicroVM", when=lambda found: found != before)
     assert len(before - build_folders(cloud)) == 1
 
 
@@ -243,10 +228,7 @@ def test_a_build_under_way_is_called_off_and_leaves_no_machine(cloud, wait_s):
     dockerfile = f'FROM localhost/debian:12\nRUN echo {uuid.uuid4()} && sleep 600\nCMD ["sleep", "1"]\n'
     before, machines = build_folders(cloud), set(cloud.daemon.machines())
     arn = cloud.create_image(zip_files({"Dockerfile": dockerfile}))
-    deadline = time.monotonic() + 60
-    while set(cloud.daemon.machines()) == machines:
-        assert time.monotonic() < deadline, "the build VM starts"
-        time.sleep(0.1)
+    until(lambda: set(cloud.daemon.machines()), "the build VM starts", 60, when=lambda found: found != machines)
     time.sleep(wait_s)
     called_off = signed(cloud, "DELETE", arn, "?dormouse-cancel=true")
     assert called_off.status == 200, called_off.data

@@ -6,12 +6,12 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from harness.artifact import zip_files
+from harness.polling import until
 
 MIRROR = "http://deb.debian.org/debian/dists/bookworm/Release"
 # A network beside the host, of the kind that offices and clusters have.
@@ -47,14 +47,11 @@ def ip(*arguments):
     subprocess.run(["ip", *arguments], check=True, capture_output=True)
 
 
-def wait_until_open(host, port, timeout_s=20):
-    deadline = time.monotonic() + timeout_s
-    while True:
-        try:
-            return socket.create_connection((host, port), timeout=1).close()
-        except OSError:
-            assert time.monotonic() < deadline, f"nothing listens on {host}:{port}"
-            time.sleep(0.1)
+def is_open(host, port):
+    with contextlib.suppress(OSError):
+        socket.create_connection((host, port), timeout=1).close()
+        return True
+    return False
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +70,7 @@ def lan():
         ["ip", "netns", "exec", LAN, sys.executable, "-m", "http.server", "8099"], stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL)
     try:
-        wait_until_open(LAN_NEIGHBOUR, 8099)
+        until(lambda: is_open(LAN_NEIGHBOUR, 8099), "the neighbour listens")
         yield
     finally:
         neighbour.kill()

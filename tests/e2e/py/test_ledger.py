@@ -7,9 +7,9 @@ import collections
 import concurrent.futures
 import os
 import random
-import time
 
 from harness.host import discrepancies, slots
+from harness.polling import until
 
 SEED = os.environ.get("DORMOUSE_TEST_SEED") or str(random.SystemRandom().randrange(10**6))
 NEVER = (600, 28_800, True)
@@ -76,10 +76,7 @@ def test_two_hundred_random_operations_leave_nothing_behind(cloud, probe_image):
         everything[walk.vm.id] = walk.vm.wait("TERMINATED")["state"]
     assert not discrepancies(cloud.daemon, everything)
     # Spare slots are made in the background.
-    deadline = time.monotonic() + 20
-    while kinds() != before and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert kinds() == before
+    until(kinds, "all is given back", when=lambda found: found == before)
 
 
 def kinds():

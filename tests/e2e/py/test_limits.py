@@ -9,10 +9,10 @@ import pytest
 from botocore.auth import SigV4Auth
 from botocore.awsrequest import AWSRequest
 from botocore.credentials import Credentials
+from conftest import APPS, LIMITED_IN_FLIGHT, LIMITED_MIB
 from harness.artifact import zip_folder
 from harness.endpoint import TOKEN_HEADER
-
-from conftest import APPS, LIMITED_IN_FLIGHT, LIMITED_MIB
+from harness.polling import until
 
 MB = 1_000_000
 
@@ -52,10 +52,7 @@ def all_metrics(daemon):
 def test_more_in_flight_than_the_size_allows_is_429(limited, cloud):
     with concurrent.futures.ThreadPoolExecutor(LIMITED_IN_FLIGHT) as pool:
         held = [pool.submit(limited.endpoint.get, "/stream?count=8&pause=0.5") for _ in range(LIMITED_IN_FLIGHT)]
-        deadline = time.monotonic() + 30
-        while own_metrics(cloud, limited)["inFlight"] < LIMITED_IN_FLIGHT:
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
+        until(lambda: own_metrics(cloud, limited)["inFlight"], "all are in flight", when=lambda found: found >= LIMITED_IN_FLIGHT)
         refused = limited.endpoint.get("/")
         assert (refused.status, refused.headers["retry-after"], refused.body) == (429, "1", b"")
         assert [answer.result().status for answer in held] == [200] * LIMITED_IN_FLIGHT
@@ -80,11 +77,7 @@ def test_held_requests_are_all_answered(limited):
 def test_operator_and_owner_see_it(limited, cloud, daemon):
     answer = limited.endpoint.get("/state?a=secret", traceparent="00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01")
     request_id = answer.headers["x-amzn-requestid"]
-    deadline = time.monotonic() + 10
-    while not (lines := [line for line in daemon.log.read_text().splitlines() if request_id in line]):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    [line] = lines
+    [line] = until(lambda: [line for line in daemon.log.read_text().splitlines() if request_id in line], "it is logged", 10)
     fields = json.loads(line)["fields"]
     assert (fields["microvm"], fields["path"], fields["status"]) == (limited.id, "/state", 200)
     assert fields["trace_id"] == "4bf92f3577b34da6a3ce929d0e0e4736"

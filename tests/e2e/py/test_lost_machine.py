@@ -7,6 +7,7 @@ import time
 import pytest
 from harness.artifact import zip_files
 from harness.cloud import ImageFailed
+from harness.polling import until
 
 DOCKERFILE = """FROM localhost/debian:12
 RUN echo {salt} >/salt && sleep 1
@@ -16,15 +17,13 @@ CMD ["sleep", "infinity"]
 
 def kill_machine(daemon, folder, but=(), timeout_s=60):
     """Ends a build's machine as soon as there is one in a folder of this name; returns its process id."""
-    deadline = time.monotonic() + timeout_s
-    while time.monotonic() < deadline:
-        for pid, path in daemon.machines().items():
-            if path.endswith(f"/{folder}") and pid not in but:
-                time.sleep(1)
-                os.kill(pid, signal.SIGKILL)
-                return pid
-        time.sleep(0.05)
-    raise TimeoutError(f"no machine in {folder}")
+    def machine():
+        return [pid for pid, path in daemon.machines().items() if path.endswith(f"/{folder}") and pid not in but]
+
+    pid = until(machine, f"there is a machine in {folder}", timeout_s)[0]
+    time.sleep(1)
+    os.kill(pid, signal.SIGKILL)
+    return pid
 
 
 def artifact(salt):

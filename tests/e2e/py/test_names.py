@@ -19,6 +19,7 @@ import pytest
 from conftest import ACCEL, CACHE, unexpected_lines
 from harness.daemon import BINARY, Daemon, free_port, plain_environment
 from harness.endpoint import TOKEN_HEADER
+from harness.polling import until
 
 DOMAIN = "vm.dormouse.test"
 REGION = "us-east-1"
@@ -73,13 +74,6 @@ def curl(*arguments, env=None):
     done = subprocess.run(["curl", "--silent", "--show-error", "--max-time", "20", *arguments], capture_output=True,
                           timeout=30, env=env or plain_environment())
     return done.stdout, done.stderr
-
-
-def wait_for(condition, what, seconds=20):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.2)
 
 
 class Named(Daemon):
@@ -144,7 +138,7 @@ def test_a_new_certificate_is_served_and_old_connections_live_on(given, authorit
     first = serial(given.ingress_port, STRANGER, context)
     with handshake(given.ingress_port, STRANGER, context) as old:
         authority.issue(f"DNS:*.{DOMAIN}", given.certificate, given.key)
-        wait_for(lambda: serial(given.ingress_port, STRANGER, context) != first, "the new certificate is not served")
+        until(lambda: serial(given.ingress_port, STRANGER, context) != first, "the new certificate is served")
         second = serial(given.ingress_port, STRANGER, context)
         old.sendall(f"GET / HTTP/1.1\r\nHost: {STRANGER}\r\nConnection: close\r\n\r\n".encode())
         answer = b""
@@ -154,7 +148,7 @@ def test_a_new_certificate_is_served_and_old_connections_live_on(given, authorit
 
     given.key.write_text("no key at all")
     given.expected = 1
-    wait_for(lambda: unexpected_lines(given.log), "a broken key is not told")
+    until(lambda: unexpected_lines(given.log), "a broken key is told of")
     time.sleep(3)
     told = unexpected_lines(given.log)
     assert len(told) == 1 and str(given.key) in told[0], told
@@ -281,7 +275,7 @@ def acme_server(tmp_path_factory):
             roots.write_bytes(pem)
             return b"BEGIN CERTIFICATE" in pem
 
-        wait_for(answers, "pebble does not answer")
+        until(answers, "pebble answers")
         yield f"https://127.0.0.1:{port}/dir", authority.file, roots, dns_port
     finally:
         process.kill()
@@ -313,12 +307,12 @@ ca_file = "{ca_file}"
                     seen.append(number)
             return seen
 
-        wait_for(served, "no certificate of the ACME server is served")
+        until(served, "a certificate of the ACME server is served")
         action, record, value = told.read_text().splitlines()[0].split()
         assert (action, record) == ("present", f"_acme-challenge.{DOMAIN}") and len(value) == 43
         for file in ("account.json", "certificate.pem"):
             assert (daemon.data_dir / "tls/acme" / file).stat().st_mode & 0o777 == 0o600
-        wait_for(lambda: len(served()) > 1, "it is not renewed", 30)
+        until(lambda: len(served()) > 1, "it is renewed")
         presented = [line.split()[1:] for line in told.read_text().splitlines() if line.startswith("present")]
         withdrawn = [line.split()[1:] for line in told.read_text().splitlines() if line.startswith("cleanup")]
         assert withdrawn == presented

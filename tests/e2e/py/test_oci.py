@@ -168,7 +168,8 @@ def test_mirrors_come_first_and_may_fail(registry, pull, tmp_path):
 def test_what_stands_in_for_a_registry_out_of_reach(registry, pull, tmp_path):
     local = tmp_path / "local.tar"
     local.write_bytes(tar({"etc": None, "etc/name": b"local"}))
-    subprocess.run([BINARY, "--data-dir", tmp_path / "data", "image", "import", "--name", "localhost/debian:12", local], check=True)
+    image = ["image", "import", "--name", "localhost/debian:12", local]
+    subprocess.run([BINARY, "--data-dir", tmp_path / "data", *image], check=True)
     nobody = f"127.0.0.1:{free_port()}"
     config = (
         f'[registry.aliases]\n"debian:12" = "localhost/debian:12"\n'
@@ -194,7 +195,7 @@ def test_archives_are_told_apart(tmp_path):
     saved = {f"{name}.json": image.config, "manifest.json": json.dumps([{
         "Config": f"{name}.json", "RepoTags": ["team/app:1"], "Layers": [f"{folder}/layer.tar" for folder in folders],
     }]).encode()}
-    saved |= {f"{folder}/layer.tar": layer for folder, layer in zip(folders, image.plain)}
+    saved |= {f"{folder}/layer.tar": layer for folder, layer in zip(folders, image.plain, strict=True)}
     kind = "application/vnd.oci.image.manifest.v1+json"
     layout = {"oci-layout": b'{"imageLayoutVersion":"1.0.0"}', "index.json": json.dumps(
         {"schemaVersion": 2, "manifests": [Image.descriptor(kind, image.manifest)]}).encode()}

@@ -14,12 +14,11 @@ import h2.events
 import h2.settings
 import pytest
 import websockets.exceptions
+from conftest import APPS
 from harness.artifact import zip_files
 from harness.endpoint import TOKEN_HEADER, Connection
 from harness.turns import tls_socket
 from websockets.sync.client import connect
-
-from conftest import APPS
 
 MARKER = "lambda-microvms"
 HTTP, GRPC, TLS = "8081", "8082", "8443"

@@ -6,11 +6,10 @@ import subprocess
 import sys
 
 import pytest
+from conftest import ACCEL, CACHE, unexpected_lines
 from harness.artifact import zip_files
 from harness.cloud import Cloud, ImageFailed
 from harness.daemon import Daemon
-
-from conftest import ACCEL, CACHE, unexpected_lines
 
 NETWORK = "dmtest-proxy"
 HOST, PROXY = "192.168.214.1", "192.168.214.2"
@@ -120,7 +119,9 @@ exec python3 -m http.server 8080 --directory /out"]
 """
     image = behind.build_image(zip_files({"Dockerfile": dockerfile}))
     with behind.launch(image) as vm:
-        get = lambda path: vm.running().endpoint.get(f"/{path}").body.decode()
+        def get(path):
+            return vm.running().endpoint.get(f"/{path}").body.decode()
+
         assert get("fetched").split("\n")[:2] == ["by proxy!"] * 2
         assert f"SSL_CERT_FILE={BUNDLE}" in get("step")
         assert f"HTTPS_PROXY=http://{PROXY}" in get("step")

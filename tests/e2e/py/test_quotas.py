@@ -11,6 +11,7 @@ from conftest import ACCEL, APPS, unexpected_lines
 from harness.artifact import zip_files, zip_folder
 from harness.cloud import ROLE, Cloud
 from harness.daemon import CACHE, Daemon
+from harness.polling import until
 
 QUOTAS = """
 [quotas]
@@ -92,10 +93,7 @@ def test_builds_at_once_are_bounded(strict):
 
 def test_images_and_versions_are_bounded(strict, image):
     client, arns = strict.vms, []
-    deadline = time.monotonic() + 60
-    while len(client.list_microvm_images()["items"]) > 1:
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    until(lambda: client.list_microvm_images()["items"], "deleted images are gone", 60, when=lambda found: len(found) <= 1)
     for number in range(3):
         arns.append(strict.create_image(b"not a zip", name=f"image-{number}"))
         strict.wait_for_image(arns[-1], wanted="CREATE_FAILED")

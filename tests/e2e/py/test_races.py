@@ -2,9 +2,9 @@
 
 import concurrent.futures
 import json
-import time
 
 from harness.endpoint import TOKEN_HEADER, Connection
+from harness.polling import until
 
 ROUNDS = 5
 CLIENTS = 200
@@ -53,7 +53,4 @@ def count(cloud, vm, state):
 
 
 def wait_for_count(cloud, vm, state, wanted, timeout_s=60):
-    deadline = time.monotonic() + timeout_s
-    while count(cloud, vm, state) < wanted:
-        assert time.monotonic() < deadline, f"{vm.id} was {state} fewer than {wanted} times"
-        time.sleep(0.05)
+    until(lambda: count(cloud, vm, state), f"{vm.id} is {state} {wanted} times", timeout_s, 0.05, lambda found: found >= wanted)

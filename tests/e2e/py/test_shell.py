@@ -18,6 +18,7 @@ import uuid
 import pytest
 from harness.daemon import BINARY
 from harness.endpoint import TOKEN_HEADER
+from harness.polling import until
 from harness.turns import tls_socket
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
@@ -93,10 +94,8 @@ def processes(shell, argument):
 
 
 def wait_for_processes(shell, argument, count):
-    deadline = time.monotonic() + PATIENCE_S
-    while processes(shell, argument) != count:
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
+    until(lambda: processes(shell, argument), f"{count} processes have the argument {argument}", PATIENCE_S,
+          when=lambda found: found == count)
 
 
 def test_a_session_is_as_on_aws(vm):

@@ -4,9 +4,8 @@ import asyncio
 import json
 import ssl
 
-from websockets.asyncio.server import serve as serve_websocket
-
 import grpc_echo
+from websockets.asyncio.server import serve as serve_websocket
 
 WEBSOCKET_PORT = 8080
 HTTP_PORT = 8081

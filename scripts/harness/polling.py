@@ -1,0 +1,28 @@
+"""Waiting for what comes about by itself."""
+
+import time
+
+from botocore.exceptions import ClientError
+
+
+def until(read, what, timeout_s=30, pause_s=0.1, when=bool):
+    """Reads until `when` holds of the answer, and returns it; fails with the last answer if `what` does not come about."""
+    deadline = time.monotonic() + timeout_s
+    while not when(found := read()):
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"not within {timeout_s} s: {what}; the last answer was {found!r}")
+        time.sleep(pause_s)
+    return found
+
+
+def until_gone(get, **arguments):
+    """Waits until this call of an API is answered by 404, and returns the error's message."""
+    def message():
+        try:
+            get(**arguments)
+        except ClientError as error:
+            assert error.response["ResponseMetadata"]["HTTPStatusCode"] == 404, error
+            return error.response["Error"]["Message"]
+        return None
+
+    return until(message, f"{arguments} is gone", 60)
