@@ -73,9 +73,11 @@ pub(super) struct Machine<'a> {
 /// to measure the clock by, so the guest is told how fast it ticks.
 pub(super) fn kernel_append(clocks: clocks::Source) -> String {
     // Interrupts go where the agent works when it wakes. A guest that wakes finds its clocks hours on: no watchdog shall take
-    // that for a processor that hangs.
+    // that for a processor that hangs. Each launch looks through the table of TCP connections, which would be the larger the
+    // more memory there is.
     let common = "console=ttyS0 quiet loglevel=4 panic=-1 cryptomgr.notests random.trust_cpu=on irqaffinity=0 \
-        nosoftlockup rcupdate.rcu_cpu_stall_suppress=1 workqueue.watchdog_thresh=0";
+        nosoftlockup rcupdate.rcu_cpu_stall_suppress=1 workqueue.watchdog_thresh=0 \
+        thash_entries=16384";
     match clocks {
         clocks::Source::Kvmclock => common.to_owned(),
         clocks::Source::Counter { khz } => format!("{common} tsc=reliable tsc_early_khz={khz}"),
