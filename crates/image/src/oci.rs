@@ -18,7 +18,7 @@ mod http;
 mod layout;
 mod progress;
 mod pull;
-mod reference;
+pub(crate) mod reference;
 mod token;
 
 pub use credentials::{Credentials, CredentialsError};

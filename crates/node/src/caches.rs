@@ -1,14 +1,13 @@
 //! The disks of `RUN --mount=type=cache`, as what they take and what can be given back. A build that uses one
 //! has the lock beside it, so whoever holds the lock may delete the disk.
 
+use crate::disk;
 use crate::layout::Layout;
+use crate::usage::{children, folders};
 use rustix::fs::FlockOperation;
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-
-const SECTOR: u64 = 512;
 
 /// What cache disks take.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -58,13 +57,10 @@ pub fn prune(layout: &Layout) -> io::Result<Usage> {
 /// Every `caches/ACCOUNT/N.raw` with its size on the host.
 fn disks(layout: &Layout) -> io::Result<Vec<(PathBuf, u64)>> {
     let mut disks = Vec::new();
-    for account in children(&layout.caches())?
-        .iter()
-        .filter(|path| path.is_dir())
-    {
-        for path in children(account)? {
+    for account in folders(&layout.caches())? {
+        for path in children(&account)? {
             if path.extension().is_some_and(|extension| extension == "raw") {
-                let bytes = path.metadata()?.blocks() * SECTOR;
+                let bytes = disk::allocated(&path.metadata()?);
                 disks.push((path, bytes));
             }
         }
@@ -79,14 +75,6 @@ fn lock(disk: &Path) -> io::Result<Option<File>> {
         Ok(()) => Ok(Some(lock)),
         Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
         Err(error) => Err(error.into()),
-    }
-}
-
-fn children(folder: &Path) -> io::Result<Vec<PathBuf>> {
-    match std::fs::read_dir(folder) {
-        Ok(entries) => entries.map(|entry| Ok(entry?.path())).collect(),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
-        Err(error) => Err(error),
     }
 }
 

@@ -13,7 +13,7 @@
 
 use crate::vmm::VmmError;
 use std::ffi::OsString;
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
@@ -172,7 +172,12 @@ async fn statvfs(path: &Path) -> io::Result<rustix::fs::StatVfs> {
 /// # Errors
 /// The file cannot be read.
 pub async fn allocated_bytes(path: &Path) -> io::Result<u64> {
-    Ok(tokio::fs::metadata(path).await?.blocks() * SECTOR)
+    Ok(allocated(&tokio::fs::metadata(path).await?))
+}
+
+/// The same of a file that has been looked at.
+pub(crate) fn allocated(metadata: &Metadata) -> u64 {
+    metadata.blocks() * SECTOR
 }
 
 fn create_overlay_blocking(backing: &Path, overlay: &Path, bytes: u64) -> io::Result<()> {

@@ -1,11 +1,10 @@
 //! What the things in the data directory take on the host's disk.
 
+use crate::disk;
 use crate::layout::{BuildDir, Layout, VmDir};
 use std::io;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-const SECTOR: u64 = 512;
 /// Folders below one thing; what lies deeper is not ours.
 const DEPTH_MAX: usize = 32;
 
@@ -81,7 +80,7 @@ fn below(folder: &Path, depth: usize) -> io::Result<u64> {
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
             Err(error) => return Err(error),
         };
-        bytes += metadata.blocks() * SECTOR;
+        bytes += disk::allocated(&metadata);
         if metadata.is_dir() && depth < DEPTH_MAX {
             bytes += below(&path, depth + 1)?;
         }
@@ -89,13 +88,15 @@ fn below(folder: &Path, depth: usize) -> io::Result<u64> {
     Ok(bytes)
 }
 
-fn folders(parent: &Path) -> io::Result<Vec<PathBuf>> {
+/// The folders right below one, if there is any.
+pub(crate) fn folders(parent: &Path) -> io::Result<Vec<PathBuf>> {
     let mut paths = children(parent)?;
     paths.retain(|path| path.is_dir());
     Ok(paths)
 }
 
-fn children(folder: &Path) -> io::Result<Vec<PathBuf>> {
+/// What is right in a folder, if there is any.
+pub(crate) fn children(folder: &Path) -> io::Result<Vec<PathBuf>> {
     match std::fs::read_dir(folder) {
         Ok(entries) => entries.map(|entry| Ok(entry?.path())).collect(),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),

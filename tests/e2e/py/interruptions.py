@@ -15,7 +15,10 @@ from harness.cloud import Vm
 from harness.endpoint import Endpoint
 
 SEED = os.environ.get("DORMOUSE_TEST_INTERRUPT")
-MODULES = ("test_clones", "test_ingress", "test_protocols", "test_isolation", "test_connectors", "test_resources")
+MODULES = (
+    "test_accounts", "test_dockerfile", "test_clones", "test_ingress", "test_protocols", "test_isolation", "test_connectors",
+    "test_shell", "test_proxy", "test_oci", "test_resources", "test_images",
+)
 SHARE = 0.25
 DELAY_S = 0.4
 

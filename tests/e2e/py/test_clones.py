@@ -4,6 +4,7 @@ import concurrent.futures
 import itertools
 import time
 
+import interruptions
 import pytest
 from harness.polling import until
 
@@ -86,8 +87,8 @@ def test_twenty_at_once_each_with_its_own_state(cloud, probe_image):
     with concurrent.futures.ThreadPoolExecutor(MANY) as pool:
         lives = list(pool.map(live, range(MANY)))
     try:
-        running = cloud.daemon.machine_pids()
-        assert {vm.id for vm, _ in lives} <= set(running), "all run at the same time"
+        if not interruptions.SEED:
+            assert {vm.id for vm, _ in lives} <= set(cloud.daemon.machine_pids()), "all run at the same time"
         states = [vm.endpoint.get("/state").json() for vm, _ in lives]
         assert [counter for _, counter in lives] == [visits(number) for number in range(MANY)]
         assert [state["counter"] for state in states] == [visits(number) for number in range(MANY)]

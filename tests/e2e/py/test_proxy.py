@@ -120,7 +120,7 @@ exec python3 -m http.server 8080 --directory /out"]
     image = behind.build_image(zip_files({"Dockerfile": dockerfile}))
     with behind.launch(image) as vm:
         def get(path):
-            return vm.running().endpoint.get(f"/{path}").body.decode()
+            return vm.endpoint.get(f"/{path}").body.decode()
 
         assert get("fetched").split("\n")[:2] == ["by proxy!"] * 2
         assert f"SSL_CERT_FILE={BUNDLE}" in get("step")

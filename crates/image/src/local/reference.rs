@@ -1,6 +1,7 @@
 //! Names of images: `[HOST[:PORT]/]NAME[/NAME…][:TAG]`.
 
 use super::LocalImageError;
+use crate::oci::reference::is_name_part;
 
 /// Longest name and longest tag, as in registries.
 const NAME_BYTES_MAX: usize = 200;
@@ -70,14 +71,6 @@ impl std::fmt::Display for Reference {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}:{}", self.name, self.tag)
     }
-}
-
-fn is_name_part(part: &str) -> bool {
-    let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
-    let joined = |b: u8| plain(b) || matches!(b, b'.' | b'_' | b'-');
-    let bytes = part.as_bytes();
-    let ends_well = |b: Option<&u8>| b.is_some_and(|b| plain(*b));
-    ends_well(bytes.first()) && ends_well(bytes.last()) && bytes.iter().all(|b| joined(*b))
 }
 
 #[cfg(test)]

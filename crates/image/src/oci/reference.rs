@@ -199,7 +199,8 @@ pub(super) fn is_host(part: &str) -> bool {
     port_good && (bracketed || (plain_good && part.contains(['.', ':'])))
 }
 
-fn is_name_part(part: &str) -> bool {
+/// Whether this may stand between the slashes of a name.
+pub(crate) fn is_name_part(part: &str) -> bool {
     let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
     let joined = |b: u8| plain(b) || matches!(b, b'.' | b'_' | b'-');
     let bytes = part.as_bytes();

@@ -5,14 +5,12 @@ use crate::disk;
 use crate::layout::Layout;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 use uuid::Uuid;
 
 /// How deep below a build's or MicroVM's folder disks lie.
 const DEPTH_MAX: usize = 3;
-const SECTOR: u64 = 512;
 
 /// A folder or file of the data directory cannot be read.
 #[derive(Debug, thiserror::Error)]
@@ -80,9 +78,9 @@ impl Scan {
             return Ok(());
         };
         let backing = backing(path)?;
-        let disk = self.disks.entry(id).or_default();
-        disk.bytes = metadata.blocks() * SECTOR;
-        disk.parent = backing.as_deref().and_then(layer_id);
+        let entry = self.disks.entry(id).or_default();
+        entry.bytes = disk::allocated(&metadata);
+        entry.parent = backing.as_deref().and_then(layer_id);
         Ok(())
     }
 
