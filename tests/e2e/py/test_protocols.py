@@ -1,5 +1,6 @@
 """Each protocol that an endpoint carries, with the clients that people use: websockets, grpcio, curl."""
 
+import collections
 import contextlib
 import importlib.util
 import json
@@ -145,11 +146,15 @@ def test_websocket_over_http_2(protocols):
         connection.initiate_connection()
         tls.sendall(connection.data_to_send())
 
+        # One read may bring several, and what comes after the one that is waited for is waited for later.
+        events = collections.deque()
+
         def until(kind):
             while True:
-                for event in connection.receive_data(tls.recv(65536)):
-                    if isinstance(event, kind):
+                while events:
+                    if isinstance(event := events.popleft(), kind):
                         return event
+                events.extend(connection.receive_data(tls.recv(65536)))
                 tls.sendall(connection.data_to_send())
 
         settings = until(h2.events.RemoteSettingsChanged).changed_settings
