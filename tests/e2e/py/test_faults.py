@@ -197,7 +197,7 @@ class TestOneEffectFails:
         vm.endpoint.post("/file", NOTE)
         with faults.failing(call, f"{vm.id}", error):
             vm.suspend()
-            until(lambda: faults.failed, 30)
+            until(lambda: faults.failed, f"{call} fails")
             vm.wait("RUNNING")
             assert vm.endpoint.get("/").json() == {"counter": 2}
         vm.suspend()
