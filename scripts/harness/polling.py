@@ -5,7 +5,7 @@ import time
 from botocore.exceptions import ClientError
 
 
-def until(read, what, timeout_s=30, pause_s=0.1, when=bool):
+def until(read, what, timeout_s=20, pause_s=0.1, when=bool):
     """Reads until `when` holds of the answer, and returns it; fails with the last answer if `what` does not come about."""
     deadline = time.monotonic() + timeout_s
     while not when(found := read()):
@@ -15,14 +15,14 @@ def until(read, what, timeout_s=30, pause_s=0.1, when=bool):
     return found
 
 
-def until_gone(get, **arguments):
-    """Waits until this call of an API is answered by 404, and returns the error's message."""
-    def message():
+def until_gone(get, timeout_s=60, **arguments):
+    """Waits until this call of an API is answered by 404, and returns the error's code and message."""
+    def error():
         try:
             get(**arguments)
-        except ClientError as error:
-            assert error.response["ResponseMetadata"]["HTTPStatusCode"] == 404, error
-            return error.response["Error"]["Message"]
+        except ClientError as refused:
+            assert refused.response["ResponseMetadata"]["HTTPStatusCode"] == 404, refused
+            return refused.response["Error"]
         return None
 
-    return until(message, f"{arguments} is gone", 60)
+    return until(error, f"{arguments} is gone", timeout_s)

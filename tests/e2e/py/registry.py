@@ -85,7 +85,7 @@ class Registry:
             f"storage: {{filesystem: {{rootdirectory: {folder}/registry}}}}\nhttp: {{addr: '{self.address}'}}\n")
         self.process = subprocess.Popen(
             ["docker-registry", "serve", str(config)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        until(self.answers, "docker-registry answers")
+        until(self.answers, "docker-registry answers", 30)
 
     def answers(self):
         with contextlib.suppress(OSError):

@@ -66,7 +66,7 @@ def wait_for_stop(cloud, vm, times=1):
     def stops():
         return sum(STOPPED in line and vm.id in line for line in cloud.daemon.log.read_text().splitlines())
 
-    until(stops, f"{vm.id} is stopped {times} times", when=lambda found: found >= times)
+    until(stops, f"{vm.id} is stopped {times} times", 30, when=lambda found: found >= times)
 
 
 def test_build(cloud, full_disk):

@@ -125,7 +125,7 @@ class Build:
     def settle(self, image):
         self.arn = image["imageArn"]
         over = ("CREATED", "CREATE_FAILED")
-        until(lambda: self.cloud.vms.get_microvm_image(imageIdentifier=self.arn)["state"] in over, 120)
+        until(lambda: self.cloud.vms.get_microvm_image(imageIdentifier=self.arn)["state"] in over, "the build is over", 120)
 
     def verify(self, _):
         self.cloud.vms.delete_microvm_image(imageIdentifier=self.arn)
@@ -172,7 +172,7 @@ def insist(ask, *arguments):
 
 def at_rest(cloud):
     """Processes and files are those that the states ask for."""
-    until(lambda: discrepancies(cloud.daemon, cloud.states()), "nothing is left over", when=operator.not_)
+    until(lambda: discrepancies(cloud.daemon, cloud.states()), "nothing is left over", 30, when=operator.not_)
 
 
 @pytest.mark.parametrize("operation", [Launch, Suspend, Resume, Terminate, Build])
@@ -197,7 +197,7 @@ class TestOneEffectFails:
         vm.endpoint.post("/file", NOTE)
         with faults.failing(call, f"{vm.id}", error):
             vm.suspend()
-            until(lambda: faults.failed, f"{call} fails")
+            until(lambda: faults.failed, f"{call} fails", 30)
             vm.wait("RUNNING")
             assert vm.endpoint.get("/").json() == {"counter": 2}
         vm.suspend()

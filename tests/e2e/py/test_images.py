@@ -130,7 +130,7 @@ def test_acceptance_12_an_image_from_creation_to_deletion(cloud, artifact):
     deleted = client.delete_microvm_image_version(imageIdentifier=arn, imageVersion="2.0")
     assert {key: deleted[key] for key in ("imageIdentifier", "imageVersion", "state")} == {
         "imageIdentifier": arn, "imageVersion": "2.0", "state": "DELETING"}
-    assert until_gone(client.get_microvm_image_version, imageIdentifier=arn, imageVersion="2.0") == (
+    assert until_gone(client.get_microvm_image_version, imageIdentifier=arn, imageVersion="2.0")["Message"] == (
         f"MicroVMImage not found for MicroVMImage: {arn}, Version: 2.0")
     image = cloud.wait_for_image(arn)
     assert (image["state"], image["latestActiveImageVersion"]) == ("UPDATED", "1.0")
@@ -147,7 +147,7 @@ def test_acceptance_12_an_image_from_creation_to_deletion(cloud, artifact):
     vm.wait("TERMINATED")
     deleted = client.delete_microvm_image(imageIdentifier=arn)
     assert (deleted["imageIdentifier"], deleted["state"]) == (arn, "DELETING")
-    assert until_gone(client.get_microvm_image, imageIdentifier=arn) == (
+    assert until_gone(client.get_microvm_image, imageIdentifier=arn)["Message"] == (
         f"MicroVMImage not found for MicroVMImageID: {arn}")
     assert build_folders(cloud) == before, "nothing is left of it"
     client.create_microvm_image(name=name, **settings)
@@ -192,7 +192,7 @@ def test_microvms_of_a_deleted_version_keep_running(cloud, image, artifact):
     assert build_folders(cloud) == before
     vm.terminate()
     vm.wait("TERMINATED")
-    until(lambda: build_folders(cloud), "the files go with the last MicroVM", when=lambda found: found != before)
+    until(lambda: build_folders(cloud), "the files go with the last MicroVM", 30, when=lambda found: found != before)
     assert len(before - build_folders(cloud)) == 1
 
 

@@ -76,7 +76,7 @@ def test_two_hundred_random_operations_leave_nothing_behind(cloud, probe_image):
         everything[walk.vm.id] = walk.vm.wait("TERMINATED")["state"]
     assert not discrepancies(cloud.daemon, everything)
     # Spare slots are made in the background.
-    until(kinds, "all is given back", when=lambda found: found == before)
+    until(kinds, f"there is again {before}", when=lambda found: found == before)
 
 
 def kinds():

@@ -52,7 +52,8 @@ def all_metrics(daemon):
 def test_more_in_flight_than_the_size_allows_is_429(limited, cloud):
     with concurrent.futures.ThreadPoolExecutor(LIMITED_IN_FLIGHT) as pool:
         held = [pool.submit(limited.endpoint.get, "/stream?count=8&pause=0.5") for _ in range(LIMITED_IN_FLIGHT)]
-        until(lambda: own_metrics(cloud, limited)["inFlight"], "all are in flight", when=lambda found: found >= LIMITED_IN_FLIGHT)
+        until(lambda: own_metrics(cloud, limited)["inFlight"], "all are in flight", 30,
+              when=lambda found: found >= LIMITED_IN_FLIGHT)
         refused = limited.endpoint.get("/")
         assert (refused.status, refused.headers["retry-after"], refused.body) == (429, "1", b"")
         assert [answer.result().status for answer in held] == [200] * LIMITED_IN_FLIGHT

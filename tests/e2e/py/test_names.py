@@ -312,7 +312,7 @@ ca_file = "{ca_file}"
         assert (action, record) == ("present", f"_acme-challenge.{DOMAIN}") and len(value) == 43
         for file in ("account.json", "certificate.pem"):
             assert (daemon.data_dir / "tls/acme" / file).stat().st_mode & 0o777 == 0o600
-        until(lambda: len(served()) > 1, "it is renewed")
+        until(lambda: len(served()) > 1, "it is renewed", 30)
         presented = [line.split()[1:] for line in told.read_text().splitlines() if line.startswith("present")]
         withdrawn = [line.split()[1:] for line in told.read_text().splitlines() if line.startswith("cleanup")]
         assert withdrawn == presented
