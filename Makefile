@@ -36,6 +36,11 @@ build: agent ## Build target/release/dormouse and all that it needs to run
 	cargo build --locked --release -p dormouse
 	@ln -sfn $(ASSETS) $(TARGET)/release/dormouse-assets
 
+.PHONY: dist
+dist: agent ## Build target/dist/dormouse to be installed: the same, optimized as a whole
+	cargo build --locked --profile dist -p dormouse
+	@ln -sfn $(ASSETS) $(TARGET)/dist/dormouse-assets
+
 .PHONY: demo
 demo: build ## From a Dockerfile to a sleeping and waking microVM, with the AWS CLI and curl
 	@venv=$$(scripts/python-env.sh) && exec "$$venv/bin/python" scripts/demo.py
@@ -49,8 +54,9 @@ test-kvm: build ## Run the VM tests again on true KVM, in an emulated machine (a
 	@tests/kvm/test.sh
 
 .PHONY: bench
-bench: build ## Measure launch, suspend, resume, memory and the proxy; writes target/bench.json
-	@venv=$$(scripts/python-env.sh) && exec "$$venv/bin/python" scripts/bench.py
+bench: dist ## Measure launch, suspend, resume, memory and the proxy; writes target/bench.json
+	@venv=$$(scripts/python-env.sh) && export DORMOUSE_BINARY=$(TARGET)/dist/dormouse && \
+	    exec "$$venv/bin/python" scripts/bench.py
 
 .PHONY: test-interrupted
 test-interrupted: build ## Run end-to-end tests again with suspends at random moments (DORMOUSE_TEST_INTERRUPT is the seed)

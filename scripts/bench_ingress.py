@@ -104,7 +104,8 @@ def ingress():
     if len(cores) < 2:
         raise RuntimeError("the proxy and its load need a core each")
     subprocess.run([PROJECT / "scripts/bench-packages.sh"], check=True)
-    host_proxy.build()
+    # As it is installed.
+    binary = host_proxy.build("dist")
     raise_limit()
     HOME.mkdir(parents=True, exist_ok=True)
     (HOME / "report.lua").write_text(WRK_REPORT)
@@ -112,7 +113,7 @@ def ingress():
         body.truncate(BODY_BYTES)
     with contextlib.ExitStack() as stack:
         plain_port = free_port()
-        proxies = candidates(stack, plain_port, load_core=cores[0], proxy_core=cores[1])
+        proxies = candidates(stack, binary, plain_port, load_core=cores[0], proxy_core=cores[1])
         return figures(proxies, plain_port, Load(cores[0]))
 
 
@@ -258,10 +259,10 @@ def idle_connection_kib(proxy):
         return round((proxy.memory_kib() - before) / IDLE_CONNECTIONS, 1)
 
 
-def candidates(stack, plain_port, load_core, proxy_core):
+def candidates(stack, binary, plain_port, load_core, proxy_core):
     """The proxies, each in front of one and the same server; on `plain_port` nginx does so with its own defaults."""
-    origin = start(stack, load_core, host_proxy.BINARY, "origin").stdout.readline().strip()
-    dormouse = start(stack, proxy_core, host_proxy.BINARY, "proxy", HOME, origin)
+    origin = start(stack, load_core, binary, "origin").stdout.readline().strip()
+    dormouse = start(stack, proxy_core, binary, "proxy", HOME, origin)
     at = json.loads(dormouse.stdout.readline())
     proxies = {"dormouse": Candidate(dormouse, at["address"], at["host"], at["token"])}
     make_certificate(at["host"])

@@ -40,10 +40,6 @@ string_id!(
     MicrovmId
 );
 string_id!(
-    /// The first label of a MicroVM's endpoint: a UUID that is not the MicroVM's own, as on AWS.
-    EndpointId
-);
-string_id!(
     /// One build of one image version: a UUID.
     BuildId
 );
@@ -73,17 +69,47 @@ impl MicrovmId {
     }
 }
 
+/// The first label of a MicroVM's endpoint: a UUID that is not the MicroVM's own, as on AWS.
+///
+/// Each request names one, so it is kept as a number, which is copied and compared at no cost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct EndpointId(Uuid);
+
 impl EndpointId {
     /// Names an endpoint from a random UUID.
     #[must_use]
     pub fn new(random: Uuid) -> Self {
-        Self(random.to_string())
+        Self(random)
     }
 
-    /// Accepts exactly what [`EndpointId::new`] makes.
+    /// Accepts exactly what [`EndpointId`] is displayed as.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
-        is_canonical_uuid(text).then(|| Self(text.to_owned()))
+        if !is_canonical_uuid(text) {
+            return None;
+        }
+        Uuid::try_parse(text).ok().map(Self)
+    }
+}
+
+impl fmt::Display for EndpointId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.hyphenated().fmt(f)
+    }
+}
+
+impl TryFrom<String> for EndpointId {
+    type Error = &'static str;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        Self::parse(&text).ok_or("an endpoint id is a UUID in lower case")
+    }
+}
+
+impl From<EndpointId> for String {
+    fn from(id: EndpointId) -> Self {
+        id.to_string()
     }
 }
 

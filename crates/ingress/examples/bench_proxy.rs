@@ -99,8 +99,8 @@ impl Upstreams for HostSide {
         })
     }
 
-    async fn enter(&self, _: &EndpointId) -> Result<Box<dyn Visit>, OpenError> {
-        Ok(Box::new(self.clone()))
+    async fn enter(&self, _: &EndpointId) -> Result<Arc<dyn Visit>, OpenError> {
+        Ok(Arc::new(self.clone()))
     }
 }
 

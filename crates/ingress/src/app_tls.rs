@@ -71,7 +71,7 @@ impl AppTls {
         route: &Route,
         reopen: Reopen,
     ) -> io::Result<Box<dyn Stream>> {
-        let port = (route.endpoint.clone(), route.port);
+        let port = (route.endpoint, route.port);
         let hello = Hello::new(self, route);
         match self.known(&port) {
             Some(Speech::Plain) => Ok(stream),
@@ -98,7 +98,7 @@ impl AppTls {
             // All are found out anew, a few at a time.
             ports.clear();
         }
-        ports.insert(port.clone(), speech);
+        ports.insert(*port, speech);
     }
 
     fn forget(&self, port: &Port) {
@@ -197,7 +197,7 @@ impl Undecided {
         }
         match self.turn.take() {
             Some((hello, reopen)) if !self.said.is_empty() && is_the_apps(error.as_ref()) => {
-                let (apps, port) = (Arc::clone(&self.apps), self.port.clone());
+                let (apps, port) = (Arc::clone(&self.apps), self.port);
                 let said = std::mem::take(&mut self.said);
                 State::Turning(Box::pin(turn(apps, port, hello, reopen, said)))
             }

@@ -2,7 +2,7 @@
 //!
 //! A connection with a request in flight is never closed for another's sake. One without may be: when
 //! the listener is full, those that have been idle longest go, so that nobody can keep others out by
-//! holding connections that do nothing.
+//! holding connections that do nothing. And nobody holds one that does nothing forever.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -18,6 +18,8 @@ use crate::metrics::Sums;
 
 /// When the listener is full this part of it, one in so many, makes room at once.
 const SHED_SHARE: usize = 100;
+/// Connections stay too long by one part in so many at most.
+const SWEEPS: u32 = 10;
 
 /// The connections of one listener.
 #[derive(Debug)]
@@ -27,6 +29,8 @@ pub(crate) struct Connections {
     begun: Instant,
     next: AtomicU64,
     open: Mutex<HashMap<u64, Arc<State>>>,
+    /// Tells all of them to go.
+    stop: CancellationToken,
     sums: Arc<Sums>,
 }
 
@@ -37,18 +41,19 @@ struct State {
     used: AtomicBool,
     /// Milliseconds between the listener's beginning and the last end of a request.
     idle_since_ms: AtomicU64,
-    shed: CancellationToken,
+    leave: CancellationToken,
 }
 
 impl Connections {
-    /// Room for `most` connections.
-    pub(crate) fn new(most: usize, sums: Arc<Sums>) -> Arc<Self> {
+    /// Room for `most` connections, until `stop`.
+    pub(crate) fn new(most: usize, stop: CancellationToken, sums: Arc<Sums>) -> Arc<Self> {
         Arc::new(Self {
             places: Arc::new(Semaphore::new(most)),
             most,
             begun: Instant::now(),
             next: AtomicU64::new(0),
             open: Mutex::default(),
+            stop,
             sums,
         })
     }
@@ -69,7 +74,7 @@ impl Connections {
             in_flight: AtomicUsize::new(0),
             used: AtomicBool::new(false),
             idle_since_ms: AtomicU64::new(self.now_ms()),
-            shed: CancellationToken::new(),
+            leave: self.stop.child_token(),
         });
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         self.open().insert(id, Arc::clone(&state));
@@ -101,7 +106,26 @@ impl Connections {
         tracing::info!(count, "full: idle connections make room");
         idle.select_nth_unstable_by_key(count - 1, |(age, _)| *age);
         for (_, state) in &idle[..count] {
-            state.shed.cancel();
+            state.leave.cancel();
+        }
+    }
+
+    /// Asks those to go that have been idle for `idle_timeout`, or for `head_timeout` without having had a request;
+    /// for ever.
+    pub(crate) async fn sweep(&self, head_timeout: Duration, idle_timeout: Duration) {
+        loop {
+            sleep(head_timeout.min(idle_timeout) / SWEEPS).await;
+            let now_ms = self.now_ms();
+            for state in self.open().values() {
+                let limit = if state.used.load(Ordering::Relaxed) {
+                    idle_timeout
+                } else {
+                    head_timeout
+                };
+                if state.idle_for(now_ms) >= limit {
+                    state.leave.cancel();
+                }
+            }
         }
     }
 
@@ -112,6 +136,16 @@ impl Connections {
     fn open(&self) -> MutexGuard<'_, HashMap<u64, Arc<State>>> {
         // The map is whole after each statement.
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn idle_for(&self, now_ms: u64) -> Duration {
+        if self.in_flight.load(Ordering::Relaxed) > 0 {
+            return Duration::ZERO;
+        }
+        let since_ms = self.idle_since_ms.load(Ordering::Relaxed);
+        Duration::from_millis(now_ms.saturating_sub(since_ms))
     }
 }
 
@@ -142,25 +176,9 @@ impl Seat {
         self.state.in_flight.load(Ordering::Relaxed) == 0
     }
 
-    /// Waits until it is to make room for others.
-    pub(crate) async fn shed(&self) {
-        self.state.shed.cancelled().await;
-    }
-
-    /// Waits until it should end: it is to make room, or nothing has come over it for too long. The
-    /// first request must come within `head_timeout`.
-    pub(crate) async fn outstayed(&self, head_timeout: Duration, idle_timeout: Duration) {
-        loop {
-            let limit = if self.is_used() {
-                idle_timeout
-            } else {
-                head_timeout
-            };
-            let left = limit.saturating_sub(self.idle_for());
-            if left.is_zero() || timeout(left, self.shed()).await.is_ok() {
-                return;
-            }
-        }
+    /// Waits until it should end: it is to make room, nothing has come over it for too long, or all have to go.
+    pub(crate) async fn told_to_leave(&self) {
+        self.state.leave.cancelled().await;
     }
 
     /// Waits in steps of `grace`, and at least for one, until there is no request in flight.
@@ -171,14 +189,6 @@ impl Seat {
                 return;
             }
         }
-    }
-
-    fn idle_for(&self) -> Duration {
-        if !self.is_idle() {
-            return Duration::ZERO;
-        }
-        let since_ms = self.state.idle_since_ms.load(Ordering::Relaxed);
-        Duration::from_millis(self.connections.now_ms().saturating_sub(since_ms))
     }
 }
 
@@ -210,13 +220,18 @@ mod tests {
 
     const SECOND: Duration = Duration::from_secs(1);
 
-    async fn shed(seat: &Seat) -> bool {
-        timeout(Duration::from_millis(1), seat.shed()).await.is_ok()
+    async fn leaves(seat: &Seat) -> bool {
+        let told = seat.told_to_leave();
+        timeout(Duration::from_millis(1), told).await.is_ok()
+    }
+
+    fn connections(most: usize) -> Arc<Connections> {
+        Connections::new(most, CancellationToken::new(), Arc::default())
     }
 
     #[tokio::test(start_paused = true)]
     async fn who_has_been_idle_longest_makes_room_and_who_is_busy_never_does() {
-        let connections = Connections::new(3, Arc::default());
+        let connections = connections(3);
         let mut seats = Vec::new();
         for _ in 0..3 {
             seats.push(Arc::new(connections.seat().await));
@@ -230,9 +245,9 @@ mod tests {
             tokio::spawn(async move { connections.seat().await })
         };
         tokio::time::sleep(SECOND / 10).await;
-        assert!(!shed(&seats[0]).await);
-        assert!(!shed(&seats[1]).await);
-        assert!(shed(&seats[2]).await);
+        assert!(!leaves(&seats[0]).await);
+        assert!(!leaves(&seats[1]).await);
+        assert!(leaves(&seats[2]).await);
         assert!(!newcomer.is_finished());
         drop(seats.remove(2));
         newcomer.await.expect("a seat");
@@ -240,17 +255,31 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_connection_outstays_its_welcome_only_when_idle() {
-        let connections = Connections::new(1, Arc::default());
-        let seat = Arc::new(connections.seat().await);
+        let connections = connections(2);
+        let sweeper = Arc::clone(&connections);
+        tokio::spawn(async move { sweeper.sweep(SECOND * 15, SECOND * 60).await });
+        let (silent, used) = (connections.seat().await, Arc::new(connections.seat().await));
         let begun = Instant::now();
-        seat.outstayed(SECOND * 15, SECOND * 60).await;
+        let busy = used.busy();
+        silent.told_to_leave().await;
         assert_eq!(begun.elapsed().as_secs(), 15);
-        let busy = seat.busy();
-        let in_flight = timeout(SECOND * 3600, seat.outstayed(SECOND * 15, SECOND * 60)).await;
+        let in_flight = timeout(SECOND * 3600, used.told_to_leave()).await;
         assert!(in_flight.is_err());
         drop(busy);
         let begun = Instant::now();
-        seat.outstayed(SECOND * 15, SECOND * 60).await;
+        used.told_to_leave().await;
         assert_eq!(begun.elapsed().as_secs(), 60);
+    }
+
+    #[tokio::test]
+    async fn all_leave_when_the_listener_stops() {
+        let stop = CancellationToken::new();
+        let connections = Connections::new(2, stop.clone(), Arc::default());
+        let seat = Arc::new(connections.seat().await);
+        let _busy = seat.busy();
+        assert!(!leaves(&seat).await);
+        stop.cancel();
+        assert!(leaves(&seat).await);
+        assert!(leaves(&connections.seat().await).await);
     }
 }

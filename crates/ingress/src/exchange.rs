@@ -13,7 +13,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use dormouse_core::{EndpointId, limits};
 use http::request::Parts;
-use http::{HeaderMap, HeaderValue, Method, StatusCode, Version};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version};
 use http_body::{Body, Frame, SizeHint};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Instant;
@@ -27,6 +27,9 @@ use crate::traffic::{Turn, Vm};
 
 /// The target of the access log's lines.
 pub const ACCESS_LOG: &str = "dormouse::access";
+
+/// Names the trace that a request belongs to (W3C Trace Context).
+const TRACE_PARENT: HeaderName = HeaderName::from_static("traceparent");
 
 /// What is known of an exchange. Times are from step to step.
 pub(crate) struct Exchange {
@@ -54,7 +57,7 @@ pub(crate) struct Exchange {
 
 /// Where an exchange goes, once it is admitted.
 struct Destination {
-    endpoint: String,
+    endpoint: EndpointId,
     /// None for a shell.
     port: Option<u16>,
     vm: Option<Arc<Vm>>,
@@ -97,7 +100,7 @@ impl Exchange {
     /// The token lets it pass, to a MicroVM if there is one.
     pub(crate) fn admitted(&self, endpoint: &EndpointId, port: Option<u16>, vm: Option<Arc<Vm>>) {
         let destination = Destination {
-            endpoint: endpoint.to_string(),
+            endpoint: *endpoint,
             port,
             vm,
             turn: OnceLock::new(),
@@ -201,7 +204,7 @@ impl Drop for Exchange {
             target: ACCESS_LOG,
             request_id = self.request_id(),
             trace_id = self.trace_id,
-            endpoint = to.map(|to| to.endpoint.as_str()),
+            endpoint = to.map(|to| to.endpoint.to_string()),
             microvm = to.and_then(|to| to.vm.as_ref()).map(|vm| vm.microvm.as_str()),
             port = to.and_then(|to| to.port),
             protocol = protocol(self.version),
@@ -238,9 +241,9 @@ fn bounded(path: &str) -> &str {
     &path[..path.floor_char_boundary(limits::LOGGED_PATH_BYTES_MAX)]
 }
 
-/// The trace that a client says its request belongs to (W3C Trace Context): 32 hexadecimal digits.
+/// The trace that a client says its request belongs to: 32 hexadecimal digits.
 fn trace_id(headers: &HeaderMap) -> Option<&str> {
-    let text = headers.get("traceparent")?.to_str().ok()?;
+    let text = headers.get(TRACE_PARENT)?.to_str().ok()?;
     let mut parts = text.split('-');
     let (version, id) = (parts.next()?, parts.next()?);
     let hex = |text: &str| text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
@@ -361,7 +364,7 @@ mod tests {
     fn a_trace_is_known_by_its_id_and_by_nothing_else() {
         let parse = |text: &'static str| {
             let mut headers = HeaderMap::new();
-            headers.insert("traceparent", HeaderValue::from_static(text));
+            headers.insert(TRACE_PARENT, HeaderValue::from_static(text));
             trace_id(&headers).map(str::to_owned)
         };
         let id = "4bf92f3577b34da6a3ce929d0e0e4736";

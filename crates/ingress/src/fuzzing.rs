@@ -65,7 +65,7 @@ pub fn headers(data: &[u8]) {
             continue;
         };
         assert_eq!(
-            route.endpoint.as_str(),
+            route.endpoint.to_string(),
             ENDPOINT,
             "another's endpoint opens"
         );

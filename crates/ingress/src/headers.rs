@@ -13,11 +13,11 @@ use crate::upstream::Protocol;
 use crate::websocket;
 
 /// Carries the endpoint token.
-pub(crate) const PROXY_AUTH: &str = "x-aws-proxy-auth";
+pub(crate) const PROXY_AUTH: HeaderName = HeaderName::from_static("x-aws-proxy-auth");
 /// Names the port inside the MicroVM.
-pub(crate) const PROXY_PORT: &str = "x-aws-proxy-port";
+pub(crate) const PROXY_PORT: HeaderName = HeaderName::from_static("x-aws-proxy-port");
 /// Makes the proxy speak HTTP/2 to the app.
-pub(crate) const PROXY_FORCE_H2: &str = "x-aws-proxy-force-h2";
+pub(crate) const PROXY_FORCE_H2: HeaderName = HeaderName::from_static("x-aws-proxy-force-h2");
 /// Every header of the platform begins so, and none reaches the app.
 const PROXY_PREFIX: &str = "x-aws-proxy-";
 /// Names a request on both sides.
@@ -38,9 +38,10 @@ static HOP_BY_HOP: [HeaderName; 8] = [
 ///
 /// `h2c` is none: it would put HTTP/2 frames, and so headers that nobody filtered, behind the proxy.
 pub(crate) fn upgrade(headers: &HeaderMap) -> Option<HeaderValue> {
+    let protocol = headers.get(UPGRADE)?;
     let asked = tokens(headers, &CONNECTION).any(|token| token.eq_ignore_ascii_case("upgrade"));
     let h2c = tokens(headers, &UPGRADE).any(|token| token.eq_ignore_ascii_case("h2c"));
-    headers.get(UPGRADE).filter(|_| asked && !h2c).cloned()
+    (asked && !h2c).then(|| protocol.clone())
 }
 
 /// A request's headers as the app gets them.
@@ -127,12 +128,7 @@ fn strip_hop_by_hop(headers: &mut HeaderMap) {
 /// Most messages hold few headers and nothing unwanted: to look at what is there costs less than to remove
 /// whatever might be.
 fn strip(headers: &mut HeaderMap, unwanted: impl Fn(&HeaderName) -> bool) {
-    let names: Vec<HeaderName> = headers
-        .keys()
-        .filter(|name| unwanted(name))
-        .cloned()
-        .collect();
-    for name in names {
+    while let Some(name) = headers.keys().find(|name| unwanted(name)).cloned() {
         headers.remove(name);
     }
 }

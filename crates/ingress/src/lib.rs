@@ -25,6 +25,7 @@ mod frames;
 #[doc(hidden)]
 pub mod fuzzing;
 mod headers;
+mod http1;
 mod listen;
 mod metrics;
 mod names;
@@ -102,7 +103,7 @@ pub trait Upstreams: Send + Sync + 'static {
     ///
     /// A sleeping MicroVM is woken first, once for all that wait, and the call lasts until it is awake.
     /// Dropping the future gives up the wait.
-    async fn enter(&self, endpoint: &EndpointId) -> Result<Box<dyn Visit>, OpenError>;
+    async fn enter(&self, endpoint: &EndpointId) -> Result<Arc<dyn Visit>, OpenError>;
 }
 
 /// A stay with a MicroVM that runs: while it lasts the MicroVM has a request in flight.

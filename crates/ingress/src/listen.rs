@@ -2,9 +2,11 @@
 //! first bytes tell HTTP/2 from HTTP/1.1.
 
 use std::convert::Infallible;
+use std::future::{Future, poll_fn};
 use std::io;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use dormouse_core::limits;
@@ -55,24 +57,36 @@ async fn serve_over(
 ) {
     let tasks = Tasks::default();
     let upstream = Upstream::new(&ingress, tasks.clone());
-    let connections = Connections::new(ingress.config.connections_max, Arc::clone(&ingress.sums));
-    while let Some((tcp, seat)) = stop
-        .run_until_cancelled(accept(&listener, &connections))
-        .await
-    {
-        let client = Client {
-            ingress: Arc::clone(&ingress),
-            sni: None,
-            token_cache: TokenCache::default(),
-            upstream: upstream.clone(),
-            tasks: tasks.clone(),
-            seat: Arc::new(seat),
-        };
-        tasks.spawn(connection(transport, tcp, client, stop.clone()));
+    let Config {
+        connections_max,
+        head_timeout,
+        idle_timeout,
+        drain_timeout,
+        ..
+    } = ingress.config;
+    let connections = Connections::new(connections_max, stop.clone(), Arc::clone(&ingress.sums));
+    let accepting = async {
+        loop {
+            let (tcp, seat) = accept(&listener, &connections).await;
+            let client = Client {
+                ingress: Arc::clone(&ingress),
+                sni: None,
+                token_cache: TokenCache::default(),
+                upstream: upstream.clone(),
+                tasks: tasks.clone(),
+                seat: Arc::new(seat),
+            };
+            tasks.spawn(connection(transport, tcp, client, stop.clone()));
+        }
+    };
+    tokio::select! {
+        () = accepting => {}
+        () = connections.sweep(head_timeout, idle_timeout) => {}
+        () = stop.cancelled() => {}
     }
     drop(listener);
     upstream.close();
-    tasks.finish(ingress.config.drain_timeout).await;
+    tasks.finish(drain_timeout).await;
 }
 
 /// The next connection, as soon as there is a place for it.
@@ -97,7 +111,7 @@ async fn connection(transport: Transport, tcp: TcpStream, client: Client, stop: 
         Transport::Tls => secured(tcp, client, stop).await,
         Transport::Plain => {
             let protocol = protocol(&client);
-            requests(tcp, protocol, client, stop).await;
+            requests(tcp, protocol, Order::AsWoken, client, stop).await;
         }
     }
 }
@@ -109,28 +123,26 @@ async fn secured(tcp: TcpStream, mut client: Client, stop: CancellationToken) {
         client.ingress.config.handshake_timeout,
         acceptor.accept(tcp),
     );
-    let handshake = async {
-        tokio::select! {
-            done = handshake => Some(done),
-            () = client.seat.shed() => None,
-        }
+    let done = tokio::select! {
+        done = handshake => done,
+        () = client.seat.told_to_leave() => return,
     };
-    let tls = match stop.run_until_cancelled(handshake).await.flatten() {
-        Some(Ok(Ok(tls))) => tls,
-        Some(Ok(Err(error))) => {
+    let tls = match done {
+        Ok(Ok(tls)) => tls,
+        Ok(Err(error)) => {
             tracing::debug!(%error, "TLS handshake failed");
             return;
         }
-        Some(Err(_)) | None => return,
+        Err(_) => return,
     };
     let (_, session) = tls.get_ref();
     client.sni = session.server_name().map(str::to_owned);
     let protocol = protocol(&client);
-    let protocol = match session.alpn_protocol() {
-        Some(b"h2") => protocol.http2_only(),
-        _ => protocol.http1_only(),
+    let (protocol, order) = match session.alpn_protocol() {
+        Some(b"h2") => (protocol.http2_only(), Order::Last),
+        _ => (protocol.http1_only(), Order::AsWoken),
     };
-    requests(tls, protocol, client, stop).await;
+    requests(tls, protocol, order, client, stop).await;
 }
 
 fn tune(tcp: &TcpStream) -> io::Result<()> {
@@ -147,14 +159,10 @@ fn tune(tcp: &TcpStream) -> io::Result<()> {
 async fn requests(
     stream: impl Stream + 'static,
     protocol: auto::Builder<Tasks>,
+    order: Order,
     client: Client,
     stop: CancellationToken,
 ) {
-    let Config {
-        head_timeout,
-        idle_timeout,
-        ..
-    } = client.ingress.config;
     let seat = Arc::clone(&client.seat);
     let client = Arc::new(client);
     let service = service_fn(move |request| {
@@ -163,33 +171,54 @@ async fn requests(
     });
     let mut connection =
         pin!(protocol.serve_connection_with_upgrades(TokioIo::new(stream), service));
-    let mut outstayed = pin!(seat.outstayed(head_timeout, idle_timeout));
-    let mut leave = pin!(seat.left(limits::SHED_GRACE));
-    let (mut staying, mut stopping) = (true, false);
+    let mut told = pin!(seat.told_to_leave());
+    let mut left = pin!(seat.left(limits::SHED_GRACE));
+    let (mut staying, mut leaving) = (true, false);
     loop {
         tokio::select! {
-            ended = connection.as_mut() => {
+            ended = in_order(order, connection.as_mut()) => {
                 if let Err(error) = ended {
                     tracing::debug!(%error, "a connection broke");
                 }
                 return;
             }
-            () = stop.cancelled(), if !stopping => {
-                stopping = true;
-                connection.as_mut().graceful_shutdown();
-            }
-            () = outstayed.as_mut(), if staying => {
+            () = told.as_mut(), if staying => {
+                // A stop of the listener waits for what is in flight by itself.
+                leaving = !stop.is_cancelled();
                 // HTTP/2 has no time limit of its own for a client that says nothing at all.
-                if !seat.is_used() {
+                if leaving && !seat.is_used() {
                     return;
                 }
                 staying = false;
                 connection.as_mut().graceful_shutdown();
             }
             // A client may have sent a request before it was told to go, or take its time to.
-            () = leave.as_mut(), if !staying => return,
+            () = left.as_mut(), if leaving => return,
         }
     }
+}
+
+/// When a connection goes on, after it was woken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Order {
+    AsWoken,
+    /// After all tasks that are ready by then. The answers of many streams come at about the same time, and each wakes
+    /// the connection: so it sends them all at once, and not each by itself.
+    Last,
+}
+
+async fn in_order<F: Future>(order: Order, mut connection: Pin<&mut F>) -> F::Output {
+    let mut waits = false;
+    poll_fn(|context| {
+        waits = order == Order::Last && !waits;
+        if waits {
+            // To the end of the line.
+            context.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        connection.as_mut().poll(context)
+    })
+    .await
 }
 
 /// HTTP/1 or HTTP/2, as the client's first bytes have it, within the product's limits.

@@ -112,7 +112,7 @@ mod tests {
             assert_eq!(means(&stranger), None, "{stranger}");
         }
         let endpoint = EndpointId::parse(ID).expect("id");
-        domains.point("app.example.org".to_owned(), endpoint.clone());
+        domains.point("app.example.org".to_owned(), endpoint);
         assert_eq!(means("app.example.org"), id);
         // What looks like an endpoint's name is never another's.
         domains.point("x.on.aws".to_owned(), endpoint);

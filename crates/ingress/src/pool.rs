@@ -59,7 +59,7 @@ impl Pool {
         let waiting = idle.by_target.get_mut(target)?;
         let mut taken = 0;
         let connection = loop {
-            let Some((since, connection)) = waiting.pop() else {
+            let Some((since, mut connection)) = waiting.pop() else {
                 break None;
             };
             taken += 1;
@@ -67,9 +67,6 @@ impl Pool {
                 break Some(connection);
             }
         };
-        if waiting.is_empty() {
-            idle.by_target.remove(target);
-        }
         idle.count -= taken;
         connection
     }
@@ -117,7 +114,8 @@ impl Pool {
         let mut idle = self.idle();
         let keep = self.keep;
         idle.by_target.retain(|_, waiting| {
-            waiting.retain(|(since, connection)| since.elapsed() < keep && connection.is_open());
+            waiting
+                .retain_mut(|(since, connection)| since.elapsed() < keep && connection.is_open());
             !waiting.is_empty()
         });
         idle.count = idle.by_target.values().map(Vec::len).sum();

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use dormouse_core::{EndpointId, Timestamp, limits};
 use http::request::Parts;
 use http::uri::Authority;
-use http::{HeaderMap, HeaderValue, Version, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Version, header};
 
 use crate::headers::{PROXY_AUTH, PROXY_FORCE_H2, PROXY_PORT};
 use crate::names::{Names, is_same, normal};
@@ -108,7 +108,7 @@ impl Gate<'_> {
 
     /// What the token grants: the header's, or a browser's, which can send none.
     fn claims(&self, headers: &HeaderMap, offer: &Offer<'_>) -> Result<Arc<Claims>, Refusal> {
-        let token = match single(headers, PROXY_AUTH).map_err(|Repeated| Refusal::AuthMissing)? {
+        let token = match single(headers, &PROXY_AUTH).map_err(|Repeated| Refusal::AuthMissing)? {
             Some(value) => value.to_str().ok(),
             None => offer.token(),
         };
@@ -126,7 +126,7 @@ impl Gate<'_> {
 
 /// The one host that a request names, in its target, in its `Host` or in both.
 fn authority(request: &Parts) -> Result<Authority, Refusal> {
-    let field = single(&request.headers, header::HOST.as_str())
+    let field = single(&request.headers, &header::HOST)
         .map_err(|Repeated| Refusal::BadHost)?
         .map(|value| Authority::try_from(value.as_bytes()))
         .transpose()
@@ -145,7 +145,7 @@ fn authority(request: &Parts) -> Result<Authority, Refusal> {
 }
 
 fn port(headers: &HeaderMap, offer: &Offer<'_>) -> Result<u16, Refusal> {
-    let header = single(headers, PROXY_PORT).map_err(|Repeated| Refusal::BadPort)?;
+    let header = single(headers, &PROXY_PORT).map_err(|Repeated| Refusal::BadPort)?;
     let header = header.map(HeaderValue::to_str).transpose();
     let Some(text) = header.map_err(|_| Refusal::BadPort)?.or(offer.port) else {
         return Ok(PORT_DEFAULT);
@@ -163,7 +163,7 @@ fn port(headers: &HeaderMap, offer: &Offer<'_>) -> Result<u16, Refusal> {
 /// Whether the body's framing is one that the app will see the same way: `chunked` alone is taken
 /// off on this side, other transfer codings would get lost.
 fn plainly_framed(headers: &HeaderMap) -> bool {
-    match single(headers, header::TRANSFER_ENCODING.as_str()) {
+    match single(headers, &header::TRANSFER_ENCODING) {
         Ok(coding) => {
             coding.is_none_or(|coding| coding.as_bytes().eq_ignore_ascii_case(b"chunked"))
         }
@@ -179,7 +179,7 @@ fn protocol(request: &Parts, ask: Option<&Ask>) -> Protocol {
         value.is_some_and(test)
     };
     let grpc = request.version == Version::HTTP_2
-        && is(header::CONTENT_TYPE.as_str(), |value| {
+        && is(header::CONTENT_TYPE, |value| {
             value.starts_with(b"application/grpc")
         });
     let forced = is(PROXY_FORCE_H2, |value| value.eq_ignore_ascii_case(b"true"));
@@ -194,7 +194,10 @@ fn protocol(request: &Parts, ask: Option<&Ask>) -> Protocol {
 struct Repeated;
 
 /// The value of a header that may be there once: a second one could mean another thing to the app.
-fn single<'a>(headers: &'a HeaderMap, name: &str) -> Result<Option<&'a HeaderValue>, Repeated> {
+fn single<'a>(
+    headers: &'a HeaderMap,
+    name: &HeaderName,
+) -> Result<Option<&'a HeaderValue>, Repeated> {
     let mut values = headers.get_all(name).iter();
     let value = values.next();
     if values.next().is_some() {
@@ -212,6 +215,9 @@ mod tests {
 
     const NOW_S: u64 = 1_900_000_000;
     const SUFFIX: &str = "lambda-microvm.us-east-1.localhost";
+    const PROXY_AUTH: &str = "x-aws-proxy-auth";
+    const PROXY_PORT: &str = "x-aws-proxy-port";
+    const PROXY_FORCE_H2: &str = "x-aws-proxy-force-h2";
     const OURS: &str = "30d00336-db07-f4f5-79c1-8571c22bef9e";
     const OTHERS: &str = "11111111-2222-4333-8444-555555555555";
 
@@ -284,7 +290,10 @@ mod tests {
         let route = bench
             .admit(&[("host", &ours), (PROXY_AUTH, &token)])
             .expect("admitted");
-        assert_eq!((route.endpoint.as_str(), route.port), (OURS, 8080));
+        assert_eq!(
+            (route.endpoint.to_string(), route.port),
+            (OURS.to_owned(), 8080)
+        );
         let with_port = format!("{}:9443", ours.to_uppercase());
         let route = bench
             .admit(&[
@@ -293,7 +302,10 @@ mod tests {
                 (PROXY_PORT, "9003"),
             ])
             .expect("admitted");
-        assert_eq!((route.endpoint.as_str(), route.port), (OURS, 9003));
+        assert_eq!(
+            (route.endpoint.to_string(), route.port),
+            (OURS.to_owned(), 9003)
+        );
         assert_eq!(route.host, with_port);
     }
 

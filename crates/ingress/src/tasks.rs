@@ -2,6 +2,7 @@
 //! together when the wait is over.
 
 use std::future::Future;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
@@ -9,7 +10,10 @@ use tokio_util::task::TaskTracker;
 
 /// Spawns the tasks of one listener; clones share them.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Tasks {
+pub(crate) struct Tasks(Arc<Shared>);
+
+#[derive(Debug, Default)]
+struct Shared {
     tracker: TaskTracker,
     kill: CancellationToken,
 }
@@ -21,24 +25,25 @@ impl Tasks {
         F: Future + Send + 'static,
         F::Output: Send + 'static,
     {
-        let kill = self.kill.clone();
+        let kill = self.0.kill.clone();
         // A future that wraps another keeps it two or three times, and a connection's is large.
         let task = Box::pin(task);
-        self.tracker.spawn(async move {
+        self.0.tracker.spawn(async move {
             kill.run_until_cancelled_owned(task).await;
         });
     }
 
     /// Waits for the tasks to end by themselves, then ends those that still run.
     pub(crate) async fn finish(self, patience: Duration) {
-        self.tracker.close();
-        if tokio::time::timeout(patience, self.tracker.wait())
+        let Shared { tracker, kill } = &*self.0;
+        tracker.close();
+        if tokio::time::timeout(patience, tracker.wait())
             .await
             .is_err()
         {
-            tracing::info!(tasks = self.tracker.len(), "cutting off what is in flight");
-            self.kill.cancel();
-            self.tracker.wait().await;
+            tracing::info!(tasks = tracker.len(), "cutting off what is in flight");
+            kill.cancel();
+            tracker.wait().await;
         }
     }
 }

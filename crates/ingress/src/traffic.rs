@@ -78,7 +78,7 @@ impl Traffic {
             kept.most = KEPT_MIN.max(2 * kept.vms.len());
         }
         let vm = Arc::new(Vm::new(target, Arc::clone(&self.sums)));
-        kept.vms.insert(endpoint.clone(), Arc::clone(&vm));
+        kept.vms.insert(*endpoint, Arc::clone(&vm));
         vm
     }
 

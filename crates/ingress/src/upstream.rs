@@ -19,6 +19,7 @@ use tracing::Instrument;
 
 use crate::app_tls::{AppTls, Reopen};
 use crate::exchange::Exchange;
+use crate::http1::Http1;
 use crate::pace::Paced;
 use crate::pool::{Pool, Target};
 use crate::request::Route;
@@ -49,11 +50,11 @@ pub(crate) enum ExchangeError {
     TimedOut,
 }
 
-type Sent = Result<Response<Incoming>, TrySendError<Request<RequestBody>>>;
+pub(crate) type Sent = Result<Response<Incoming>, TrySendError<Request<RequestBody>>>;
 
 /// An HTTP connection to an app, through a tunnel of its own.
 pub(crate) enum Connection {
-    Http1(http1::SendRequest<RequestBody>),
+    Http1(Http1),
     H2c(http2::SendRequest<RequestBody>),
 }
 
@@ -86,8 +87,7 @@ impl Connection {
                     .handshake(tunnel)
                     .await
                     .map_err(ExchangeError::Http)?;
-                tasks.spawn(connection.with_upgrades());
-                Ok(Self::Http1(sender))
+                Ok(Self::Http1(Http1::new(sender, connection)))
             }
             Protocol::H2c => {
                 let (sender, connection) = http2::Builder::new(tasks.clone())
@@ -105,23 +105,30 @@ impl Connection {
         }
     }
 
-    async fn send(&mut self, request: Request<RequestBody>) -> Sent {
+    async fn send(&mut self, request: Request<RequestBody>, tasks: &Tasks) -> Sent {
         match self {
-            Self::Http1(sender) => sender.try_send_request(request).await,
+            Self::Http1(http1) => http1.send(request, tasks).await,
             Self::H2c(sender) => sender.try_send_request(request).await,
         }
     }
 
-    pub(crate) fn is_open(&self) -> bool {
+    /// Goes on with what nobody else drives.
+    fn poll(&mut self, context: &mut Context<'_>) {
+        if let Self::Http1(http1) = self {
+            http1.poll(context);
+        }
+    }
+
+    pub(crate) fn is_open(&mut self) -> bool {
         match self {
-            Self::Http1(sender) => !sender.is_closed(),
+            Self::Http1(http1) => http1.is_open(),
             Self::H2c(sender) => !sender.is_closed(),
         }
     }
 
-    pub(crate) fn is_ready(&self) -> bool {
+    pub(crate) fn is_ready(&mut self) -> bool {
         match self {
-            Self::Http1(sender) => sender.is_ready(),
+            Self::Http1(http1) => http1.is_ready(),
             Self::H2c(sender) => sender.is_ready(),
         }
     }
@@ -129,7 +136,7 @@ impl Connection {
     /// Waits until the connection can take a request; false when it never will.
     pub(crate) async fn ready(&mut self) -> bool {
         match self {
-            Self::Http1(sender) => sender.ready().await.is_ok(),
+            Self::Http1(http1) => http1.ready().await,
             Self::H2c(sender) => sender.ready().await.is_ok(),
         }
     }
@@ -250,7 +257,7 @@ impl Upstream {
     ) -> Result<Arc<dyn Visit>, OpenError> {
         let exchange = &passage.exchange;
         let entered = self.upstreams.enter(endpoint);
-        let visit: Arc<dyn Visit> = Arc::from(entered.instrument(exchange.step("wake")).await?);
+        let visit = entered.instrument(exchange.step("wake")).await?;
         exchange.visits(Arc::clone(&visit));
         if std::mem::take(&mut passage.asleep) {
             exchange.woken();
@@ -283,7 +290,7 @@ impl Upstream {
         let begun = Instant::now();
         let exchange = &passage.exchange;
         let sent = connection
-            .send(request)
+            .send(request, &self.tasks)
             .instrument(exchange.step("first_byte"));
         let sent = match self.response_timeout {
             Some(limit) => timeout(limit, sent)
@@ -300,7 +307,7 @@ impl Upstream {
 
 fn target(route: &Route, visit: &dyn Visit) -> Target {
     Target {
-        endpoint: route.endpoint.clone(),
+        endpoint: route.endpoint,
         run: visit.run(),
         port: route.port,
         protocol: route.protocol,
@@ -350,6 +357,8 @@ fn spare(request: &Request<RequestBody>) -> Option<Request<RequestBody>> {
 pub(crate) struct AppBody {
     body: Incoming,
     ended: bool,
+    /// Why it broke off, to be told next.
+    broken: Option<hyper::Error>,
     back: Option<(Pool, Target, Connection)>,
 }
 
@@ -358,6 +367,7 @@ impl AppBody {
         Self {
             body,
             ended: false,
+            broken: None,
             back: Some(back),
         }
     }
@@ -371,8 +381,23 @@ impl Body for AppBody {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        let polled = Pin::new(&mut self.body).poll_frame(context);
+        if let Some(error) = self.broken.take() {
+            return Poll::Ready(Some(Err(error)));
+        }
+        let mut polled = Pin::new(&mut self.body).poll_frame(context);
+        if polled.is_pending()
+            && let Some((_, _, connection)) = &mut self.back
+        {
+            connection.poll(context);
+            polled = Pin::new(&mut self.body).poll_frame(context);
+        }
         self.ended = matches!(polled, Poll::Ready(None));
+        if let Poll::Ready(Some(Err(error))) = polled {
+            // The client's side drops what it has not sent by then, and so it gets its turn to send first.
+            self.broken = Some(error);
+            context.waker().wake_by_ref();
+            return Poll::Pending;
+        }
         polled
     }
 

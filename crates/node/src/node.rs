@@ -110,7 +110,7 @@ impl Node {
         let (commands, inbox) = mpsc::channel(limits::DRIVER_QUEUE);
         let gate = Arc::new(Gate::new(Phase::Hold));
         let id = row.value.id.clone();
-        let endpoint = row.value.endpoint.clone();
+        let endpoint = row.value.endpoint;
         let vm = Arc::new(Vm {
             id: id.clone(),
             memory_mib: row.value.memory_mib,
@@ -121,7 +121,7 @@ impl Node {
         {
             let mut vms = self.vms();
             vms.by_id.insert(id.clone(), Arc::clone(&vm));
-            vms.by_endpoint.insert(endpoint.clone(), vm);
+            vms.by_endpoint.insert(endpoint, vm);
         }
         let driver = Driver::new(Arc::clone(&self.means), gate, row, inbox);
         let node = Arc::clone(self);

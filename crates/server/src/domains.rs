@@ -68,7 +68,7 @@ impl CustomDomains {
             name: name.to_owned(),
             account: vm.account.clone(),
             microvm: vm.id.clone(),
-            endpoint: vm.endpoint.clone(),
+            endpoint: vm.endpoint,
         };
         let stored = self.store.insert(domain).await?;
         self.map.point(stored.value.name, stored.value.endpoint);
@@ -259,7 +259,7 @@ mod tests {
         // At once for who asks, and soon without being asked.
         bench.domains.claim(&two.value, NAME).await.unwrap();
         bench.domains.sweep().await.unwrap();
-        assert_eq!(bench.map.endpoint(NAME), Some(two.value.endpoint.clone()));
+        assert_eq!(bench.map.endpoint(NAME), Some(two.value.endpoint));
         assert_eq!(bench.map.endpoint("b.example.org"), None);
         assert!(bench.domains.list(&one.value.id).await.unwrap().is_empty());
     }

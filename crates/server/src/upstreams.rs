@@ -28,14 +28,14 @@ impl Upstreams for LocalUpstreams {
         })
     }
 
-    async fn enter(&self, endpoint: &EndpointId) -> Result<Box<dyn Visit>, OpenError> {
+    async fn enter(&self, endpoint: &EndpointId) -> Result<Arc<dyn Visit>, OpenError> {
         let lease = self
             .node
             .enter(endpoint)
             .await
             .map_err(|error| unopened(endpoint, error))?;
-        Ok(Box::new(LocalVisit {
-            endpoint: endpoint.clone(),
+        Ok(Arc::new(LocalVisit {
+            endpoint: *endpoint,
             lease,
         }))
     }

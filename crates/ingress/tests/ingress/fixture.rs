@@ -138,13 +138,13 @@ pub(crate) struct Stub {
 impl Upstreams for Stub {
     fn target(&self, endpoint: &EndpointId) -> Option<Target> {
         Some(Target {
-            microvm: microvm(endpoint.as_str()),
+            microvm: microvm(&endpoint.to_string()),
             limits: *self.limits.lock().expect("lock"),
             awake: self.awake.available_permits() > 0,
         })
     }
 
-    async fn enter(&self, endpoint: &EndpointId) -> Result<Box<dyn Visit>, OpenError> {
+    async fn enter(&self, endpoint: &EndpointId) -> Result<Arc<dyn Visit>, OpenError> {
         self.opens.fetch_add(1, Ordering::SeqCst);
         let waiting = Counted::new(&WaitCount(self));
         let permit = self.awake.acquire().await.expect("open");
@@ -155,8 +155,8 @@ impl Upstreams for Stub {
             return Err(error);
         }
         self.visits.fetch_add(1, Ordering::SeqCst);
-        Ok(Box::new(Stay {
-            endpoint: endpoint.clone(),
+        Ok(Arc::new(Stay {
+            endpoint: *endpoint,
             run: self.run.load(Ordering::SeqCst),
             apps: self.apps.clone(),
             shells: self.shells.clone(),
@@ -185,7 +185,7 @@ impl Visit for Stay {
         let (near, far) = tokio::io::duplex(64 << 10);
         let broken = Arc::new(AtomicBool::new(false));
         let app = App {
-            endpoint: self.endpoint.clone(),
+            endpoint: self.endpoint,
             port,
             stream: far,
             broken: Arc::clone(&broken),

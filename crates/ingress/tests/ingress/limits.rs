@@ -239,7 +239,7 @@ async fn others_are_answered(fixture: &Arc<Fixture>) {
             loop {
                 let mut app = fixture.app().await;
                 // The flood's are never answered.
-                if app.endpoint.as_str() == ENDPOINT {
+                if app.endpoint.to_string() == ENDPOINT {
                     tokio::spawn(async move { app.rest().await });
                     continue;
                 }

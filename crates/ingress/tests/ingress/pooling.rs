@@ -3,7 +3,7 @@
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::sleep;
 
 use crate::client::{BOTH, Client, Http, request, text, whole};
@@ -18,10 +18,11 @@ async fn keeping(keep: Duration) -> Fixture {
     Fixture::with(|config| config.upstream_keep = keep).await
 }
 
-/// Sends a request without a body; the answer comes from whatever app gets it.
+/// Sends a request, with a body if it is a POST; the answer comes from whatever app gets it.
 async fn ask(fixture: &Fixture, client: &mut Client, method: &str, path: &str) -> (u16, String) {
+    let body = if method == "POST" { "body" } else { "" };
     let request = request(fixture, method, path)
-        .body(whole(""))
+        .body(whole(body))
         .expect("request");
     let response = client.send(request).await.expect("response");
     let status = response.status().as_u16();
@@ -34,6 +35,17 @@ async fn ask(fixture: &Fixture, client: &mut Client, method: &str, path: &str) -
 async fn serve(app: &mut App, path: &str, answer: &[u8]) {
     let head = app.head().await;
     assert!(head.contains(&format!(" {path} HTTP/1.1\r\n")), "{head}");
+    if head.starts_with("POST ") {
+        let chunked = head.contains("transfer-encoding: chunked");
+        let body: &[u8] = if chunked {
+            b"4\r\nbody\r\n0\r\n\r\n"
+        } else {
+            b"body"
+        };
+        let mut read = vec![0; body.len()];
+        app.stream.read_exact(&mut read).await.expect("body");
+        assert_eq!(read, body);
+    }
     app.stream.write_all(answer).await.expect("write");
 }
 
@@ -54,14 +66,19 @@ async fn the_next_request_takes_the_same_connection() {
         let fixture = keeping(KEEP).await;
         let mut client = Client::new(&fixture, http).await;
         let mut app = kept(&fixture, &mut client).await;
-        for (path, answer) in [("/2", CHUNKED), ("/3", ANSWER)] {
+        for (method, path, answer) in [
+            ("GET", "/2", CHUNKED),
+            ("POST", "/3", CHUNKED),
+            ("POST", "/4", ANSWER),
+            ("GET", "/5", ANSWER),
+        ] {
             let (answer, ()) = tokio::join!(
-                ask(&fixture, &mut client, "POST", path),
+                ask(&fixture, &mut client, method, path),
                 serve(&mut app, path, answer)
             );
             assert_eq!(answer, (200, "ok".to_owned()));
         }
-        assert_eq!((fixture.opens(), fixture.live()), (3, 1));
+        assert_eq!((fixture.opens(), fixture.live()), (5, 1));
         until(|| fixture.stub.visits.load(Ordering::SeqCst) == 0).await;
     }
 }
@@ -94,6 +111,17 @@ async fn an_app_that_closes_is_asked_over_a_new_connection() {
         });
         assert_eq!(answer.0, 200);
     }
+}
+
+#[tokio::test]
+async fn an_app_that_hung_up_between_requests_is_asked_over_a_new_connection() {
+    let fixture = keeping(KEEP).await;
+    let mut client = Client::new(&fixture, Http::One).await;
+    drop(kept(&fixture, &mut client).await);
+    let (answer, ()) = tokio::join!(ask(&fixture, &mut client, "POST", "/2"), async {
+        serve(&mut fixture.app().await, "/2", ANSWER).await;
+    });
+    assert_eq!(answer, (200, "ok".to_owned()));
 }
 
 #[tokio::test]

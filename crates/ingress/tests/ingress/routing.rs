@@ -39,7 +39,7 @@ async fn the_app_sees_the_request_as_on_aws() {
             (app.endpoint, app.port, head)
         };
         let (response, (endpoint, port, head)) = tokio::join!(client.send(request), app);
-        assert_eq!((endpoint.as_str(), port), (ENDPOINT, 9003));
+        assert_eq!((endpoint.to_string(), port), (ENDPOINT.to_owned(), 9003));
         let mut lines: Vec<&str> = head.trim_end().split("\r\n").collect();
         let (line, headers) = lines.split_first_mut().expect("request line");
         headers.sort_unstable();

@@ -227,6 +227,8 @@ async fn half_an_answer_is_never_taken_for_a_whole_one() {
             };
             assert!(broken, "{http:?} {words:?}: {seen:?} looked whole");
             assert!(b"half".starts_with(&seen), "{seen:?}");
+            // HTTP/2 drops what waits in a stream that is reset.
+            assert!(http == Http::Two || seen == b"half", "{seen:?}");
         }
     }
 }
