@@ -56,8 +56,9 @@ python3 -m pytest -v -p report_at_once "${wanted[@]}" | cat || failed=true
 cd "$payload"
 if [ -n "${failed:-}" ]; then
     grep -E '"no (way to|answer from) the app"' cache/e2e.log | tail -20 || true
-    # Without the changes of state, which are most of it.
-    grep -v '"state":' cache/e2e.log | tail -60
+    # What ended by itself, and what was said last but for calls and changes of state, which are most of it.
+    grep '"state":"TERMINATING"' cache/e2e.log | grep -vF '"reason":"Success."' | tail -20 || true
+    grep -vE '"state":|"control call"' cache/e2e.log | tail -60
     die "the end-to-end tests failed"
 fi
 grep -q '"vmm":"qemu-kvm"' cache/e2e.log || die "--accel auto did not choose KVM"

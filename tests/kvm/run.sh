@@ -19,12 +19,13 @@ emulator=$folder/emulator
 system=$emulator/usr/lib/x86_64-linux-gnu
 # SVM is emulated in software, so this needs no KVM of its own and tells the truth about KVM's behaviour, not
 # about its speed. Page tables of four levels instead of five: they are walked twice over for a guest of a guest.
+# Errors of the host's kernel are shown: they tell a host that fails from a test that does.
 timeout --foreground "$timeout_s" "$system/ld-linux-x86-64.so.2" --library-path "$system" "$emulator/usr/bin/qemu-system-x86_64" \
     -L "$emulator/usr/share/qemu" -L "$emulator/usr/share/seabios" \
     -M q35 -accel tcg,thread=multi -cpu max,+svm,la57=off -m "${DORMOUSE_KVM_MEMORY_MIB:-6144}" -smp 2 \
     -nodefaults -no-user-config -display none -no-reboot \
     -kernel "$folder/vmlinuz" -initrd "$folder/initrd" \
-    -append 'console=ttyS0 root=/dev/vda rw init=/sbin/test-host quiet loglevel=3 panic=-1 mitigations=off' \
+    -append 'console=ttyS0 root=/dev/vda rw init=/sbin/test-host quiet loglevel=4 panic=-1 mitigations=off' \
     -drive "file=$work/host.qcow2,format=qcow2,if=virtio,cache=unsafe,discard=unmap" \
     -drive "file=$work/payload.ext4,format=raw,if=virtio,cache=unsafe,discard=unmap" \
     -nic user,model=virtio-net-pci \

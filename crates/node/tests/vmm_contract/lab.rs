@@ -238,11 +238,16 @@ impl Vm {
 
     /// What is in the counter's file, as another process sees it.
     pub(crate) async fn count_on_disk(&self) -> String {
+        self.exec(&["cat", "/data/count"]).await
+    }
+
+    /// Runs a command in the guest, and returns what it prints.
+    async fn exec(&self, argv: &[&str]) -> String {
         use dormouse_node::guest::Output;
         let mut printed = Vec::new();
         let spec = ExecSpec {
             process: ProcessSpec {
-                argv: vec!["cat".to_owned(), "/data/count".to_owned()],
+                argv: argv.iter().map(|word| (*word).to_owned()).collect(),
                 env: vec![("PATH".to_owned(), "/usr/bin:/bin".to_owned())],
                 cwd: "/".to_owned(),
                 user: String::new(),
@@ -269,7 +274,15 @@ impl Vm {
     }
 
     async fn http(&self, method: &str, path: &str) -> String {
-        self.try_http(method, path).await.unwrap()
+        match self.try_http(method, path).await {
+            Ok(body) => body,
+            Err(error) => {
+                println!("{method} {path}: {error}");
+                // What a guest does that does not answer.
+                let see = "cat /proc/uptime /proc/interrupts; grep . /proc/[0-9]*/wchan";
+                panic!("{}", self.exec(&["sh", "-c", see]).await);
+            }
+        }
     }
 
     async fn try_http(&self, method: &str, path: &str) -> Result<String, String> {
