@@ -93,7 +93,7 @@ impl Connections {
         let mut idle: Vec<_> = self
             .open()
             .iter()
-            .filter(|(_, state)| state.in_flight.load(Ordering::Relaxed) == 0)
+            .filter(|(_, state)| state.is_idle())
             .map(|(id, state)| {
                 let since_ms = state.idle_since_ms.load(Ordering::Relaxed);
                 ((since_ms, *id), Arc::clone(state))
@@ -110,8 +110,8 @@ impl Connections {
         }
     }
 
-    /// Asks those to go that have been idle for `idle_timeout`, or for `head_timeout` without having had a request;
-    /// for ever.
+    /// Looks again and again for those that have been idle for `idle_timeout`, or for `head_timeout` without having had
+    /// a request, and asks them to go.
     pub(crate) async fn sweep(&self, head_timeout: Duration, idle_timeout: Duration) {
         loop {
             sleep(head_timeout.min(idle_timeout) / SWEEPS).await;
@@ -140,8 +140,12 @@ impl Connections {
 }
 
 impl State {
+    fn is_idle(&self) -> bool {
+        self.in_flight.load(Ordering::Relaxed) == 0
+    }
+
     fn idle_for(&self, now_ms: u64) -> Duration {
-        if self.in_flight.load(Ordering::Relaxed) > 0 {
+        if !self.is_idle() {
             return Duration::ZERO;
         }
         let since_ms = self.idle_since_ms.load(Ordering::Relaxed);
@@ -171,11 +175,6 @@ impl Seat {
         self.state.used.load(Ordering::Relaxed)
     }
 
-    /// Whether it has none in flight.
-    pub(crate) fn is_idle(&self) -> bool {
-        self.state.in_flight.load(Ordering::Relaxed) == 0
-    }
-
     /// Waits until it should end: it is to make room, nothing has come over it for too long, or all have to go.
     pub(crate) async fn told_to_leave(&self) {
         self.state.leave.cancelled().await;
@@ -185,7 +184,7 @@ impl Seat {
     pub(crate) async fn left(&self, grace: Duration) {
         loop {
             sleep(grace).await;
-            if self.is_idle() {
+            if self.state.is_idle() {
                 return;
             }
         }

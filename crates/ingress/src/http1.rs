@@ -5,8 +5,8 @@
 //! whoever waits for the answer runs the driver, and between two requests nobody does. Only where both sides may
 //! speak at once, as under a request that has a body, a task runs it, for then it has to go on while nobody waits.
 
-use std::future::Future;
-use std::pin::Pin;
+use std::future::{Future, poll_fn};
+use std::pin::{Pin, pin};
 use std::task::{Context, Waker};
 
 use http::{Request, header};
@@ -42,9 +42,9 @@ impl Http1 {
         if !turns && let Some(driver) = self.driver.take() {
             tasks.spawn(driver.with_upgrades());
         }
-        let mut sent = std::pin::pin!(self.sender.try_send_request(request));
+        let mut sent = pin!(self.sender.try_send_request(request));
         let driver = &mut self.driver;
-        std::future::poll_fn(|context| {
+        poll_fn(|context| {
             poll(driver, context);
             sent.as_mut().poll(context)
         })
@@ -71,7 +71,7 @@ impl Http1 {
     /// Waits until it can take a request; false when it never will.
     pub(crate) async fn ready(&mut self) -> bool {
         let (sender, driver) = (&mut self.sender, &mut self.driver);
-        std::future::poll_fn(|context| {
+        poll_fn(|context| {
             poll(driver, context);
             sender.poll_ready(context)
         })

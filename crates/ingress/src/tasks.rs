@@ -8,7 +8,8 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-/// Spawns the tasks of one listener; clones share them.
+/// Spawns the tasks of one listener; clones share them. Each request makes some, and to clone the token alone takes a
+/// lock.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Tasks(Arc<Shared>);
 

@@ -402,7 +402,7 @@ impl Body for AppBody {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        self.broken.is_none() && self.body.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
@@ -413,7 +413,7 @@ impl Body for AppBody {
 impl Drop for AppBody {
     fn drop(&mut self) {
         if let Some((pool, target, connection)) = self.back.take()
-            && (self.ended || self.body.is_end_stream())
+            && (self.ended || self.is_end_stream())
         {
             pool.give_back(target, connection);
         }

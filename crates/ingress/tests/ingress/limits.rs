@@ -325,7 +325,7 @@ async fn an_app_that_is_too_slow_counts_as_none_where_there_is_a_limit() {
 #[tokio::test]
 async fn a_connection_that_has_become_idle_is_closed_in_time() {
     let brief = |config: &mut dormouse_ingress::Config| {
-        // A connection is looked at first when its first request is due.
+        // The first request has more time to come.
         config.head_timeout = BRIEF * 5;
         config.idle_timeout = BRIEF;
     };
