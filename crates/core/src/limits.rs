@@ -151,6 +151,8 @@ pub const H2_PING_INTERVAL: Duration = Duration::from_secs(30);
 pub const H2_PING_TIMEOUT: Duration = Duration::from_secs(20);
 /// How long a connection to an app waits for the next request. Shorter than any server keeps idle ones.
 pub const UPSTREAM_KEEP: Duration = Duration::from_secs(1);
+/// An answer that breaks off does so by this later than its app: time to send what there is of it.
+pub const BROKEN_ANSWER_GRACE: Duration = Duration::from_millis(10);
 /// Idle connections to apps at once.
 pub const UPSTREAM_IDLE_MAX: usize = 4096;
 /// An unwanted request body is still read for this long, so that its sender gets to see the answer.

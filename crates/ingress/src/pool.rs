@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use dormouse_core::{EndpointId, limits};
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::tasks::Tasks;
 use crate::upstream::{Connection, Protocol};
@@ -63,7 +63,7 @@ impl Pool {
                 break None;
             };
             taken += 1;
-            if connection.is_open() && since.elapsed() < self.keep {
+            if connection.is_ready() && since.elapsed() < self.keep {
                 break Some(connection);
             }
         };
@@ -72,18 +72,19 @@ impl Pool {
     }
 
     /// Takes back a connection whose exchange has ended.
-    pub(crate) fn give_back(&self, target: Target, mut connection: Connection) {
+    pub(crate) fn give_back(&self, target: Target, connection: Connection) {
         if self.keep.is_zero() {
             return;
         }
-        if connection.is_ready() {
+        if connection.rests() {
             return self.put(target, connection);
         }
-        // The app's answer may end before it has taken the whole request.
-        let pool = self.clone();
+        // The app's answer may end before it has taken the whole request, and the app never take the rest.
+        let (pool, mut connection) = (self.clone(), connection);
         self.tasks.spawn(async move {
-            if connection.ready().await {
-                pool.put(target, connection);
+            match timeout(limits::UNREAD_BODY_TIMEOUT, connection.ready()).await {
+                Ok(true) => pool.put(target, connection),
+                Ok(false) | Err(_) => connection.abandon(),
             }
         });
     }
@@ -115,7 +116,7 @@ impl Pool {
         let keep = self.keep;
         idle.by_target.retain(|_, waiting| {
             waiting
-                .retain_mut(|(since, connection)| since.elapsed() < keep && connection.is_open());
+                .retain_mut(|(since, connection)| since.elapsed() < keep && connection.is_ready());
             !waiting.is_empty()
         });
         idle.count = idle.by_target.values().map(Vec::len).sum();

@@ -5,6 +5,7 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::task::AbortHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -21,7 +22,7 @@ struct Shared {
 
 impl Tasks {
     /// Runs `task` until it ends or [`Tasks::finish`] ends it.
-    pub(crate) fn spawn<F>(&self, task: F)
+    pub(crate) fn spawn<F>(&self, task: F) -> AbortHandle
     where
         F: Future + Send + 'static,
         F::Output: Send + 'static,
@@ -29,9 +30,10 @@ impl Tasks {
         let kill = self.0.kill.clone();
         // A future that wraps another keeps it two or three times, and a connection's is large.
         let task = Box::pin(task);
-        self.0.tracker.spawn(async move {
+        let task = self.0.tracker.spawn(async move {
             kill.run_until_cancelled_owned(task).await;
         });
+        task.abort_handle()
     }
 
     /// Waits for the tasks to end by themselves, then ends those that still run.

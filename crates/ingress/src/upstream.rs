@@ -3,7 +3,7 @@
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -14,7 +14,7 @@ use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use hyper::client::conn::{TrySendError, http1, http2};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, Sleep, sleep, timeout};
 use tracing::Instrument;
 
 use crate::app_tls::{AppTls, Reopen};
@@ -112,20 +112,27 @@ impl Connection {
         }
     }
 
-    /// Goes on with what nobody else drives.
-    fn poll(&mut self, context: &mut Context<'_>) {
-        if let Self::Http1(http1) = self {
-            http1.poll(context);
-        }
-    }
-
-    pub(crate) fn is_open(&mut self) -> bool {
+    /// Polls a part of an answer that it brings.
+    fn poll<T>(
+        &mut self,
+        context: &mut Context<'_>,
+        mut part: impl FnMut(&mut Context<'_>) -> Poll<T>,
+    ) -> Poll<T> {
         match self {
-            Self::Http1(http1) => http1.is_open(),
-            Self::H2c(sender) => !sender.is_closed(),
+            Self::Http1(http1) => http1.poll(context, part),
+            Self::H2c(_) => part(context),
         }
     }
 
+    /// Whether it needs nobody to become ready: whoever takes it looks whether it is.
+    pub(crate) fn rests(&self) -> bool {
+        match self {
+            Self::Http1(http1) => http1.rests(),
+            Self::H2c(sender) => sender.is_ready(),
+        }
+    }
+
+    /// Whether it can take a request.
     pub(crate) fn is_ready(&mut self) -> bool {
         match self {
             Self::Http1(http1) => http1.is_ready(),
@@ -138,6 +145,13 @@ impl Connection {
         match self {
             Self::Http1(http1) => http1.ready().await,
             Self::H2c(sender) => sender.ready().await.is_ok(),
+        }
+    }
+
+    /// Ends what a task still does for it.
+    pub(crate) fn abandon(self) {
+        if let Self::Http1(http1) = self {
+            http1.abandon();
         }
     }
 }
@@ -357,8 +371,8 @@ fn spare(request: &Request<RequestBody>) -> Option<Request<RequestBody>> {
 pub(crate) struct AppBody {
     body: Incoming,
     ended: bool,
-    /// Why it broke off, to be told next.
-    broken: Option<hyper::Error>,
+    /// Why it broke off, and when that is told.
+    broken: Option<(hyper::Error, Pin<Box<Sleep>>)>,
     back: Option<(Pool, Target, Connection)>,
 }
 
@@ -381,22 +395,21 @@ impl Body for AppBody {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        if let Some(error) = self.broken.take() {
-            return Poll::Ready(Some(Err(error)));
+        if let Some((_, grace)) = &mut self.broken {
+            ready!(grace.as_mut().poll(context));
+            return Poll::Ready(self.broken.take().map(|(error, _)| Err(error)));
         }
-        let mut polled = Pin::new(&mut self.body).poll_frame(context);
-        if polled.is_pending()
-            && let Some((_, _, connection)) = &mut self.back
-        {
-            connection.poll(context);
-            polled = Pin::new(&mut self.body).poll_frame(context);
-        }
+        let Self { body, back, .. } = &mut *self;
+        let mut frame = |context: &mut Context<'_>| Pin::new(&mut *body).poll_frame(context);
+        let polled = match back {
+            Some((_, _, connection)) => connection.poll(context, frame),
+            None => frame(context),
+        };
         self.ended = matches!(polled, Poll::Ready(None));
         if let Poll::Ready(Some(Err(error))) = polled {
-            // The client's side drops what it has not sent by then, and so it gets its turn to send first.
-            self.broken = Some(error);
-            context.waker().wake_by_ref();
-            return Poll::Pending;
+            // The client's side drops what it has not sent by then, and so it gets the time to send.
+            self.broken = Some((error, Box::pin(sleep(limits::BROKEN_ANSWER_GRACE))));
+            return self.poll_frame(context);
         }
         polled
     }
