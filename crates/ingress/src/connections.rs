@@ -2,7 +2,8 @@
 //!
 //! A connection with a request in flight is never closed for another's sake. One without may be: when
 //! the listener is full, those that have been idle longest go, so that nobody can keep others out by
-//! holding connections that do nothing. And nobody holds one that does nothing forever.
+//! holding connections that do nothing. And nobody holds one forever that does nothing, or takes nothing
+//! of what it is sent.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -10,6 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use dormouse_core::limits;
+use http::Version;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -18,7 +20,7 @@ use crate::metrics::Sums;
 
 /// When the listener is full this part of it, one in so many, makes room at once.
 const SHED_SHARE: usize = 100;
-/// Connections stay too long by one part in so many at most.
+/// What is too long is told but for one part in so many.
 const SWEEPS: u32 = 10;
 
 /// The connections of one listener.
@@ -37,11 +39,32 @@ pub(crate) struct Connections {
 #[derive(Debug)]
 struct State {
     in_flight: AtomicUsize,
-    /// Whether it has had a request.
-    used: AtomicBool,
-    /// Milliseconds between the listener's beginning and the last end of a request.
+    /// Whether it is over HTTP/2, by whose frames one cannot tell when a request begins to come.
+    framed: AtomicBool,
+    /// Whether the head of a request has to come: the first one, or one that has begun to.
+    head_due: AtomicBool,
+    /// Milliseconds between the listener's beginning and the last end of a request, or since when the head is due.
     idle_since_ms: AtomicU64,
+    /// How often there was something for the client to take, and how often it has taken it.
+    offers: AtomicU64,
+    takes: AtomicU64,
+    /// When the sweep last saw that nothing was left to take, or that more had been taken, and how much.
+    took_ms: AtomicU64,
+    took: AtomicU64,
+    /// Whether it has taken nothing for too long.
+    stuck: AtomicBool,
     leave: CancellationToken,
+}
+
+/// How long a client may leave a connection alone.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Patience {
+    /// Until the head of a request is there, from its first byte on, or from the beginning of the connection.
+    pub(crate) head: Duration,
+    /// Between two requests.
+    pub(crate) idle: Duration,
+    /// With something to take.
+    pub(crate) unread: Duration,
 }
 
 impl Connections {
@@ -72,8 +95,14 @@ impl Connections {
         };
         let state = Arc::new(State {
             in_flight: AtomicUsize::new(0),
-            used: AtomicBool::new(false),
+            framed: AtomicBool::new(false),
+            head_due: AtomicBool::new(true),
             idle_since_ms: AtomicU64::new(self.now_ms()),
+            offers: AtomicU64::new(0),
+            takes: AtomicU64::new(0),
+            took_ms: AtomicU64::new(0),
+            took: AtomicU64::new(0),
+            stuck: AtomicBool::new(false),
             leave: self.stop.child_token(),
         });
         let id = self.next.fetch_add(1, Ordering::Relaxed);
@@ -110,19 +139,14 @@ impl Connections {
         }
     }
 
-    /// Looks again and again for those that have been idle for `idle_timeout`, or for `head_timeout` without having had
-    /// a request, and asks them to go.
-    pub(crate) async fn sweep(&self, head_timeout: Duration, idle_timeout: Duration) {
+    /// Looks again and again for those that try its patience, and asks them to go.
+    pub(crate) async fn sweep(&self, patience: Patience) {
+        let shortest = patience.head.min(patience.idle).min(patience.unread);
         loop {
-            sleep(head_timeout.min(idle_timeout) / SWEEPS).await;
+            sleep(shortest / SWEEPS).await;
             let now_ms = self.now_ms();
             for state in self.open().values() {
-                let limit = if state.used.load(Ordering::Relaxed) {
-                    idle_timeout
-                } else {
-                    head_timeout
-                };
-                if state.idle_for(now_ms) >= limit {
+                if state.is_too_idle(now_ms, patience) || state.is_stuck_by(now_ms, patience) {
                     state.leave.cancel();
                 }
             }
@@ -140,16 +164,36 @@ impl Connections {
 }
 
 impl State {
+    fn idle_from(&self, now_ms: u64) {
+        self.idle_since_ms.store(now_ms, Ordering::Relaxed);
+    }
+
     fn is_idle(&self) -> bool {
         self.in_flight.load(Ordering::Relaxed) == 0
     }
 
-    fn idle_for(&self, now_ms: u64) -> Duration {
-        if !self.is_idle() {
-            return Duration::ZERO;
-        }
+    fn is_too_idle(&self, now_ms: u64, patience: Patience) -> bool {
+        let limit = if self.head_due.load(Ordering::Relaxed) {
+            patience.head
+        } else {
+            patience.idle
+        };
         let since_ms = self.idle_since_ms.load(Ordering::Relaxed);
-        Duration::from_millis(now_ms.saturating_sub(since_ms))
+        self.is_idle() && Duration::from_millis(now_ms.saturating_sub(since_ms)) >= limit
+    }
+
+    /// Notes whether the client takes what it is sent. The time is the sweep's, so that a small answer needs none.
+    fn is_stuck_by(&self, now_ms: u64, patience: Patience) -> bool {
+        let takes = self.takes.load(Ordering::Relaxed);
+        let nothing_left = self.offers.load(Ordering::Relaxed) == takes;
+        if self.took.swap(takes, Ordering::Relaxed) != takes || nothing_left {
+            self.took_ms.store(now_ms, Ordering::Relaxed);
+            return false;
+        }
+        let since_ms = self.took_ms.load(Ordering::Relaxed);
+        let stuck = Duration::from_millis(now_ms.saturating_sub(since_ms)) >= patience.unread;
+        self.stuck.store(stuck, Ordering::Relaxed);
+        stuck
     }
 }
 
@@ -164,15 +208,38 @@ pub(crate) struct Seat {
 
 impl Seat {
     /// Marks a request in flight, until it is dropped.
-    pub(crate) fn busy(self: &Arc<Self>) -> Busy {
-        self.state.used.store(true, Ordering::Relaxed);
-        self.state.in_flight.fetch_add(1, Ordering::Relaxed);
-        Busy(Arc::clone(self))
+    pub(crate) fn busy(self: &Arc<Self>, version: Version) -> Busy {
+        let State {
+            in_flight,
+            framed,
+            head_due,
+            ..
+        } = &*self.state;
+        framed.store(version == Version::HTTP_2, Ordering::Relaxed);
+        head_due.store(false, Ordering::Relaxed);
+        in_flight.fetch_add(1, Ordering::Relaxed);
+        Busy {
+            seat: Arc::clone(self),
+            over: AtomicBool::new(false),
+        }
     }
 
-    /// Whether it has had a request.
-    pub(crate) fn is_used(&self) -> bool {
-        self.state.used.load(Ordering::Relaxed)
+    /// Takes note of bytes from the client: between two requests the next one begins with them.
+    pub(crate) fn heard(&self) {
+        let State {
+            framed, head_due, ..
+        } = &*self.state;
+        if self.state.is_idle()
+            && !framed.load(Ordering::Relaxed)
+            && !head_due.swap(true, Ordering::Relaxed)
+        {
+            self.state.idle_from(self.connections.now_ms());
+        }
+    }
+
+    /// Whether the client still has to send the head of a request.
+    pub(crate) fn is_head_due(&self) -> bool {
+        self.state.head_due.load(Ordering::Relaxed)
     }
 
     /// Waits until it should end: it is to make room, nothing has come over it for too long, or all have to go.
@@ -180,11 +247,11 @@ impl Seat {
         self.state.leave.cancelled().await;
     }
 
-    /// Waits in steps of `grace`, and at least for one, until there is no request in flight.
+    /// Waits in steps of `grace`, and at least for one, until there is no request in flight, or no hope for it.
     pub(crate) async fn left(&self, grace: Duration) {
         loop {
             sleep(grace).await;
-            if self.state.is_idle() {
+            if self.state.is_idle() || self.state.stuck.load(Ordering::Relaxed) {
                 return;
             }
         }
@@ -200,16 +267,38 @@ impl Drop for Seat {
 
 /// A request in flight on a connection.
 #[derive(Debug)]
-pub(crate) struct Busy(Arc<Seat>);
+pub(crate) struct Busy {
+    seat: Arc<Seat>,
+    over: AtomicBool,
+}
+
+impl Busy {
+    /// From now on the request is none for whose sake the connection stays.
+    pub(crate) fn end(&self) {
+        if self.over.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        let Seat {
+            connections, state, ..
+        } = &*self.seat;
+        state.idle_from(connections.now_ms());
+        state.in_flight.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// There is something for the client to take.
+    pub(crate) fn offered(&self) {
+        self.seat.state.offers.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// It has taken it, or will not any more.
+    pub(crate) fn taken(&self) {
+        self.seat.state.takes.fetch_add(1, Ordering::Relaxed);
+    }
+}
 
 impl Drop for Busy {
     fn drop(&mut self) {
-        let Seat {
-            connections, state, ..
-        } = &*self.0;
-        let now_ms = connections.now_ms();
-        state.idle_since_ms.store(now_ms, Ordering::Relaxed);
-        state.in_flight.fetch_sub(1, Ordering::Relaxed);
+        self.end();
     }
 }
 
@@ -218,6 +307,11 @@ mod tests {
     use super::*;
 
     const SECOND: Duration = Duration::from_secs(1);
+    const PATIENCE: Patience = Patience {
+        head: Duration::from_secs(15),
+        idle: Duration::from_secs(60),
+        unread: Duration::from_secs(30),
+    };
 
     async fn leaves(seat: &Seat) -> bool {
         let told = seat.told_to_leave();
@@ -236,9 +330,9 @@ mod tests {
             seats.push(Arc::new(connections.seat().await));
             tokio::time::sleep(SECOND).await;
         }
-        let _busy = seats[0].busy();
+        let _busy = seats[0].busy(Version::HTTP_11);
         // The second has had a request since the third came.
-        drop(seats[1].busy());
+        drop(seats[1].busy(Version::HTTP_11));
         let newcomer = {
             let connections = Arc::clone(&connections);
             tokio::spawn(async move { connections.seat().await })
@@ -256,18 +350,86 @@ mod tests {
     async fn a_connection_outstays_its_welcome_only_when_idle() {
         let connections = connections(2);
         let sweeper = Arc::clone(&connections);
-        tokio::spawn(async move { sweeper.sweep(SECOND * 15, SECOND * 60).await });
-        let (silent, used) = (connections.seat().await, Arc::new(connections.seat().await));
+        tokio::spawn(async move { sweeper.sweep(PATIENCE).await });
+        let silent = connections.seat().await;
         let begun = Instant::now();
-        let busy = used.busy();
         silent.told_to_leave().await;
         assert_eq!(begun.elapsed().as_secs(), 15);
-        let in_flight = timeout(SECOND * 3600, used.told_to_leave()).await;
-        assert!(in_flight.is_err());
-        drop(busy);
+        for version in [Version::HTTP_11, Version::HTTP_2] {
+            let used = Arc::new(connections.seat().await);
+            let busy = used.busy(version);
+            let in_flight = timeout(SECOND * 3600, used.told_to_leave()).await;
+            assert!(in_flight.is_err());
+            drop(busy);
+            let begun = Instant::now();
+            used.told_to_leave().await;
+            assert_eq!(begun.elapsed().as_secs(), 60);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_head_that_has_begun_has_to_come_in_time() {
+        // HTTP/2 tells by itself whether its client is there.
+        for (version, waits_s) in [(Version::HTTP_11, 15), (Version::HTTP_2, 30)] {
+            let connections = connections(1);
+            let sweeper = Arc::clone(&connections);
+            tokio::spawn(async move { sweeper.sweep(PATIENCE).await });
+            let seat = Arc::new(connections.seat().await);
+            let busy = seat.busy(version);
+            // Of this request's own body.
+            seat.heard();
+            drop(busy);
+            assert!(!seat.is_head_due());
+            sleep(SECOND * 30).await;
+            let begun = Instant::now();
+            seat.heard();
+            sleep(SECOND).await;
+            // A trickle gains nothing.
+            seat.heard();
+            seat.told_to_leave().await;
+            assert_eq!(begun.elapsed().as_secs(), waits_s, "{version:?}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_takes_nothing_of_what_it_is_sent_leaves() {
+        let connections = connections(1);
+        let sweeper = Arc::clone(&connections);
+        tokio::spawn(async move { sweeper.sweep(PATIENCE).await });
+        let seat = Arc::new(connections.seat().await);
+        let (busy, silent) = (seat.busy(Version::HTTP_2), seat.busy(Version::HTTP_2));
+        for _ in 0..4 {
+            busy.offered();
+            let slow = timeout(SECOND * 25, seat.told_to_leave()).await;
+            assert!(slow.is_err());
+            busy.taken();
+        }
+        // An app may be silent as long as it likes.
+        let waiting = timeout(SECOND * 3600, seat.told_to_leave()).await;
+        assert!(waiting.is_err());
+        busy.offered();
         let begun = Instant::now();
-        used.told_to_leave().await;
-        assert_eq!(begun.elapsed().as_secs(), 60);
+        seat.told_to_leave().await;
+        assert!((28..=32).contains(&begun.elapsed().as_secs()));
+        seat.left(SECOND).await;
+        assert!((29..=33).contains(&begun.elapsed().as_secs()));
+        drop((busy, silent));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_request_that_is_over_keeps_nobody_out() {
+        let connections = connections(1);
+        let seat = Arc::new(connections.seat().await);
+        let refused = seat.busy(Version::HTTP_2);
+        refused.end();
+        let newcomer = {
+            let connections = Arc::clone(&connections);
+            tokio::spawn(async move { connections.seat().await })
+        };
+        seat.told_to_leave().await;
+        seat.left(SECOND).await;
+        drop((refused, seat));
+        newcomer.await.expect("a seat");
     }
 
     #[tokio::test]
@@ -275,7 +437,7 @@ mod tests {
         let stop = CancellationToken::new();
         let connections = Connections::new(2, stop.clone(), Arc::default());
         let seat = Arc::new(connections.seat().await);
-        let _busy = seat.busy();
+        let _busy = seat.busy(Version::HTTP_11);
         assert!(!leaves(&seat).await);
         stop.cancel();
         assert!(leaves(&seat).await);

@@ -40,7 +40,7 @@ pub(crate) struct Exchange {
     path: String,
     version: Version,
     sums: Arc<Sums>,
-    _busy: Busy,
+    busy: Busy,
     destination: OnceLock<Destination>,
     visit: Mutex<Option<Arc<dyn Visit>>>,
     wake: OnceLock<Duration>,
@@ -79,7 +79,7 @@ impl Exchange {
             path: bounded(request.uri.path()).to_owned(),
             version: request.version,
             sums,
-            _busy: busy,
+            busy,
             destination: OnceLock::new(),
             visit: Mutex::default(),
             wake: OnceLock::new(),
@@ -140,7 +140,9 @@ impl Exchange {
         let _ = self.first_byte.set(after);
     }
 
+    /// What is left of it is the refusal's few words, for which no connection has to stay.
     pub(crate) fn refused(&self, refusal: Refusal) {
+        self.busy.end();
         let _ = self.refusal.set(refusal);
     }
 
@@ -256,10 +258,42 @@ fn trace_id(headers: &HeaderMap) -> Option<&str> {
     valid.then_some(id)
 }
 
+/// A holder's part of an exchange: whether the client has something to take from it.
+struct Delivery {
+    exchange: Arc<Exchange>,
+    offers: bool,
+}
+
+impl Delivery {
+    fn new(exchange: Arc<Exchange>) -> Self {
+        Self {
+            exchange,
+            offers: false,
+        }
+    }
+
+    fn set_offers(&mut self, offers: bool) {
+        if std::mem::replace(&mut self.offers, offers) == offers {
+            return;
+        }
+        if offers {
+            self.exchange.busy.offered();
+        } else {
+            self.exchange.busy.taken();
+        }
+    }
+}
+
+impl Drop for Delivery {
+    fn drop(&mut self) {
+        self.set_offers(false);
+    }
+}
+
 /// An answer's body, which the exchange lasts as long as.
 pub(crate) struct Measured<B> {
     body: B,
-    exchange: Arc<Exchange>,
+    delivery: Delivery,
 }
 
 impl<B: Body> Measured<B> {
@@ -267,7 +301,10 @@ impl<B: Body> Measured<B> {
         if body.is_end_stream() {
             exchange.completed();
         }
-        Self { body, exchange }
+        let mut delivery = Delivery::new(exchange);
+        // The head.
+        delivery.set_offers(true);
+        Self { body, delivery }
     }
 }
 
@@ -275,22 +312,26 @@ impl<B: Body<Data = Bytes> + Unpin> Body for Measured<B> {
     type Data = Bytes;
     type Error = B::Error;
 
+    /// Is asked for more when the client has room for it.
     fn poll_frame(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
-        let frame = ready!(Pin::new(&mut self.body).poll_frame(context));
+        let Self { body, delivery } = &mut *self;
+        delivery.set_offers(false);
+        let frame = ready!(Pin::new(&mut *body).poll_frame(context));
+        delivery.set_offers(true);
         match &frame {
             Some(Ok(frame)) => {
                 let length = frame.data_ref().map_or(0, Bytes::len);
-                self.exchange.sent(length);
+                delivery.exchange.sent(length);
                 // Whoever knows the length may not ask again.
-                if self.body.is_end_stream() {
-                    self.exchange.completed();
+                if body.is_end_stream() {
+                    delivery.exchange.completed();
                 }
             }
             Some(Err(_)) => {}
-            None => self.exchange.completed(),
+            None => delivery.exchange.completed(),
         }
         Poll::Ready(frame)
     }
@@ -307,12 +348,15 @@ impl<B: Body<Data = Bytes> + Unpin> Body for Measured<B> {
 /// The client's side of a switched connection.
 pub(crate) struct MeasuredStream<S> {
     stream: S,
-    exchange: Arc<Exchange>,
+    delivery: Delivery,
 }
 
 impl<S> MeasuredStream<S> {
     pub(crate) fn new(stream: S, exchange: Arc<Exchange>) -> Self {
-        Self { stream, exchange }
+        Self {
+            stream,
+            delivery: Delivery::new(exchange),
+        }
     }
 }
 
@@ -324,7 +368,8 @@ impl<S: AsyncRead + Unpin> AsyncRead for MeasuredStream<S> {
     ) -> Poll<std::io::Result<()>> {
         let before = buffer.filled().len();
         let polled = Pin::new(&mut self.stream).poll_read(context, buffer);
-        self.exchange.received(buffer.filled().len() - before);
+        let received = buffer.filled().len() - before;
+        self.delivery.exchange.received(received);
         polled
     }
 }
@@ -335,8 +380,10 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for MeasuredStream<S> {
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<std::io::Result<usize>> {
-        let length = ready!(Pin::new(&mut self.stream).poll_write(context, bytes))?;
-        self.exchange.sent(length);
+        let written = Pin::new(&mut self.stream).poll_write(context, bytes);
+        self.delivery.set_offers(written.is_pending());
+        let length = ready!(written)?;
+        self.delivery.exchange.sent(length);
         Poll::Ready(Ok(length))
     }
 

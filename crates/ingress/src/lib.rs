@@ -25,6 +25,7 @@ mod frames;
 #[doc(hidden)]
 pub mod fuzzing;
 mod headers;
+mod heard;
 mod http1;
 mod listen;
 mod metrics;
@@ -162,11 +163,12 @@ pub struct Config {
     pub names: Names,
     /// A client must finish its TLS handshake within this.
     pub handshake_timeout: Duration,
-    /// A client must finish sending a request's head within this. An idle HTTP/1 connection is
-    /// closed after it as well.
+    /// A client must finish sending a request's head within this.
     pub head_timeout: Duration,
     /// A client connection that has had a request and has none in flight is closed after this.
     pub idle_timeout: Duration,
+    /// A client that takes nothing of what it is sent for this long is given up.
+    pub unread_timeout: Duration,
     /// A request body of a stated length must go on within this, while somebody wants to read it.
     pub body_timeout: Duration,
     /// An app must send the head of its answer within this; none for no limit.
@@ -191,6 +193,7 @@ impl Config {
             handshake_timeout: limits::TLS_HANDSHAKE_TIMEOUT,
             head_timeout: limits::HTTP_HEAD_TIMEOUT,
             idle_timeout: limits::IDLE_CONNECTION_TIMEOUT,
+            unread_timeout: limits::CLIENT_UNREAD_TIMEOUT,
             body_timeout: limits::BODY_STALL_TIMEOUT,
             response_timeout: None,
             turn_patience: limits::TURN_PATIENCE,

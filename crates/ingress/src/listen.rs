@@ -2,6 +2,7 @@
 //! first bytes tell HTTP/2 from HTTP/1.1.
 
 use std::convert::Infallible;
+use std::fmt::Display;
 use std::future::{Future, poll_fn};
 use std::io;
 use std::pin::{Pin, pin};
@@ -10,17 +11,22 @@ use std::task::Poll;
 use std::time::Duration;
 
 use dormouse_core::limits;
-use hyper::service::service_fn;
+use http::{Request, Response};
+use hyper::body::Incoming;
+use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
+use hyper_util::server::graceful::GracefulConnection;
 use rustix::net::sockopt;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
-use crate::connections::{Connections, Seat};
-use crate::proxy::Client;
+use crate::connections::{Connections, Patience, Seat};
+use crate::exchange::Measured;
+use crate::heard::Heard;
+use crate::proxy::{Client, ResponseBody};
 use crate::tasks::Tasks;
 use crate::token_cache::TokenCache;
 use crate::upstream::Upstream;
@@ -61,9 +67,15 @@ async fn serve_over(
         connections_max,
         head_timeout,
         idle_timeout,
+        unread_timeout,
         drain_timeout,
         ..
     } = ingress.config;
+    let patience = Patience {
+        head: head_timeout,
+        idle: idle_timeout,
+        unread: unread_timeout,
+    };
     let connections = Connections::new(connections_max, stop.clone(), Arc::clone(&ingress.sums));
     let accepting = async {
         loop {
@@ -81,7 +93,7 @@ async fn serve_over(
     };
     tokio::select! {
         () = accepting => {}
-        () = connections.sweep(head_timeout, idle_timeout) => {}
+        () = connections.sweep(patience) => {}
         () = stop.cancelled() => {}
     }
     drop(listener);
@@ -109,10 +121,7 @@ async fn connection(transport: Transport, tcp: TcpStream, client: Client, stop: 
     }
     match transport {
         Transport::Tls => secured(tcp, client, stop).await,
-        Transport::Plain => {
-            let protocol = protocol(&client);
-            requests(tcp, protocol, Order::AsWoken, client, stop).await;
-        }
+        Transport::Plain => either(tcp, client, stop).await,
     }
 }
 
@@ -137,12 +146,25 @@ async fn secured(tcp: TcpStream, mut client: Client, stop: CancellationToken) {
     };
     let (_, session) = tls.get_ref();
     client.sni = session.server_name().map(str::to_owned);
-    let protocol = protocol(&client);
-    let (protocol, order) = match session.alpn_protocol() {
-        Some(b"h2") => (protocol.http2_only(), Order::Last),
-        _ => (protocol.http1_only(), Order::AsWoken),
-    };
-    requests(tls, protocol, order, client, stop).await;
+    match session.alpn_protocol() {
+        Some(b"h2") => http2(tls, client, stop).await,
+        _ => either(tls, client, stop).await,
+    }
+}
+
+async fn http2(stream: impl Stream + 'static, client: Client, stop: CancellationToken) {
+    let (seat, protocol) = (Arc::clone(&client.seat), protocol(&client).http2_only());
+    let stream = TokioIo::new(Heard::new(stream, Arc::clone(&seat)));
+    let connection = protocol.serve_connection(stream, service(client));
+    requests(connection, Order::Last, &seat, stop).await;
+}
+
+/// Serves HTTP/1.1, or HTTP/2 to a client that begins with its preface.
+async fn either(stream: impl Stream + 'static, client: Client, stop: CancellationToken) {
+    let (seat, protocol) = (Arc::clone(&client.seat), protocol(&client));
+    let stream = TokioIo::new(Heard::new(stream, Arc::clone(&seat)));
+    let connection = protocol.serve_connection_with_upgrades(stream, service(client));
+    requests(connection, Order::AsWoken, &seat, stop).await;
 }
 
 fn tune(tcp: &TcpStream) -> io::Result<()> {
@@ -155,22 +177,29 @@ fn tune(tcp: &TcpStream) -> io::Result<()> {
     Ok(())
 }
 
-/// Serves the requests of one connection until it ends.
-async fn requests(
-    stream: impl Stream + 'static,
-    protocol: auto::Builder<Tasks>,
-    order: Order,
+fn service(
     client: Client,
-    stop: CancellationToken,
-) {
-    let seat = Arc::clone(&client.seat);
+) -> impl Service<
+    Request<Incoming>,
+    Response = Response<Measured<ResponseBody>>,
+    Error = Infallible,
+    Future: Send + 'static,
+> {
     let client = Arc::new(client);
-    let service = service_fn(move |request| {
+    service_fn(move |request| {
         let client = Arc::clone(&client);
         async move { Ok::<_, Infallible>(client.answer(request).await) }
-    });
-    let mut connection =
-        pin!(protocol.serve_connection_with_upgrades(TokioIo::new(stream), service));
+    })
+}
+
+/// Serves the requests of one connection until it ends.
+async fn requests(
+    connection: impl GracefulConnection<Error: Display>,
+    order: Order,
+    seat: &Arc<Seat>,
+    stop: CancellationToken,
+) {
+    let mut connection = pin!(connection);
     let mut told = pin!(seat.told_to_leave());
     let mut left = pin!(seat.left(limits::SHED_GRACE));
     let (mut staying, mut leaving) = (true, false);
@@ -185,8 +214,8 @@ async fn requests(
             () = told.as_mut(), if staying => {
                 // A stop of the listener waits for what is in flight by itself.
                 leaving = !stop.is_cancelled();
-                // HTTP/2 has no time limit of its own for a client that says nothing at all.
-                if leaving && !seat.is_used() {
+                // Neither HTTP stops waiting for a head by itself.
+                if leaving && seat.is_head_due() {
                     return;
                 }
                 staying = false;
@@ -223,12 +252,11 @@ async fn in_order<F: Future>(order: Order, mut connection: Pin<&mut F>) -> F::Ou
 
 /// HTTP/1 or HTTP/2, as the client's first bytes have it, within the product's limits.
 fn protocol(client: &Client) -> auto::Builder<Tasks> {
-    let Config { head_timeout, .. } = client.ingress.config;
     let mut builder = auto::Builder::new(client.tasks.clone());
     builder
         .http1()
-        .timer(TokioTimer::new())
-        .header_read_timeout(head_timeout)
+        // One sweep looks after all connections, in place of a timer for each request.
+        .header_read_timeout(None)
         .max_buf_size(limits::HTTP_HEAD_BYTES_MAX);
     builder
         .http2()

@@ -50,7 +50,12 @@ impl Client {
         let id = request_id::next();
         let (parts, body) = request.into_parts();
         let sums = Arc::clone(&self.ingress.sums);
-        let exchange = Arc::new(Exchange::begin(&parts, &id, sums, self.seat.busy()));
+        let exchange = Arc::new(Exchange::begin(
+            &parts,
+            &id,
+            sums,
+            self.seat.busy(parts.version),
+        ));
         let forwarded = self.forward(parts, body, &id, &exchange).await;
         let mut response = forwarded.unwrap_or_else(|refusal| {
             exchange.refused(refusal);

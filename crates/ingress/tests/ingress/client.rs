@@ -148,6 +148,13 @@ impl Client {
         Self::to(fixture, ENDPOINT, http).await
     }
 
+    pub(crate) fn is_closed(&self) -> bool {
+        match self {
+            Self::One(sender) => sender.is_closed(),
+            Self::Two(sender) => sender.is_closed(),
+        }
+    }
+
     pub(crate) async fn to(fixture: &Fixture, endpoint: &str, http: Http) -> Self {
         match http {
             Http::One => {

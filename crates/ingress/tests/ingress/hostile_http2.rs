@@ -1,6 +1,6 @@
 //! HTTP/2 clients that break the rules of RFC 9113.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::client::host;
 use crate::fixture::{ENDPOINT, Fixture, read_until, until};
@@ -477,6 +477,35 @@ async fn a_preface_is_a_preface() {
         matches!(verdict, Verdict::Goaway(_) | Verdict::Pong(_)),
         "{verdict:?}"
     );
+}
+
+/// It holds its connection, and with a token a place in the MicroVM.
+#[tokio::test]
+async fn a_client_that_takes_nothing_of_its_answer_is_given_up() {
+    const INITIAL_WINDOW_SIZE: u16 = 4;
+    let brief = Duration::from_millis(300);
+    let fixture = Fixture::with(|config| config.unread_timeout = brief).await;
+    let mut connection = Connection::bare(&fixture).await;
+    connection.send(PREFACE).await;
+    let no_window = setting(INITIAL_WINDOW_SIZE, 0);
+    connection.send(&frame(SETTINGS, 0, 0, &no_window)).await;
+    // Without a token: the refusal has a few words.
+    let head = [
+        field(":method", "GET"),
+        field(":scheme", "https"),
+        field(":path", "/"),
+        field(":authority", &host(ENDPOINT)),
+    ]
+    .concat();
+    let begin = Instant::now();
+    connection
+        .send(&frame(HEADERS, END_HEADERS | END_STREAM, 1, &head))
+        .await;
+    assert_eq!(connection.verdict().await, Verdict::Answer);
+    // It is told, and has a moment left.
+    assert!(matches!(connection.verdict().await, Verdict::Goaway(0)));
+    assert_eq!(connection.verdict().await, Verdict::Closed);
+    assert!(begin.elapsed() >= brief);
 }
 
 #[tokio::test]

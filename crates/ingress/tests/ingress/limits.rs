@@ -331,20 +331,19 @@ async fn a_connection_that_has_become_idle_is_closed_in_time() {
     };
     let fixture = Arc::new(Fixture::with(brief).await);
     let answers = answer_all(&fixture);
-    let mut client = Client::new(&fixture, Http::Two).await;
-    let request = request(&fixture, "GET", "/")
-        .body(whole(""))
-        .expect("request");
-    assert_eq!(client.send(request).await.expect("response").status(), 200);
-    let Client::Two(sender) = client else {
-        unreachable!("asked for HTTP/2");
-    };
-    soon(async {
-        while !sender.is_closed() {
-            sleep(Duration::from_millis(5)).await;
-        }
-    })
-    .await;
+    for http in BOTH {
+        let mut client = Client::new(&fixture, http).await;
+        let request = request(&fixture, "GET", "/")
+            .body(whole(""))
+            .expect("request");
+        assert_eq!(client.send(request).await.expect("response").status(), 200);
+        soon(async {
+            while !client.is_closed() {
+                sleep(Duration::from_millis(5)).await;
+            }
+        })
+        .await;
+    }
     answers.abort();
 }
 
