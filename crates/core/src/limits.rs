@@ -292,6 +292,9 @@ pub const SHELLS_MAX: usize = 32;
 pub const SHELL_HANG_UP_GRACE: Duration = Duration::from_secs(1);
 /// Longest message that a shell's client may send, in bytes.
 pub const SHELL_MESSAGE_BYTES_MAX: usize = 1 << 20;
+/// Most that waits for a shell's client to read it, in bytes: the answers to its pings, and a message of the shell's.
+/// More pings than there is room for have one answer.
+pub const SHELL_UNREAD_BYTES_MAX: usize = 256 * 1024;
 /// A shell's client that sends nothing is pinged this often, so that nothing on the way forgets it.
 pub const SHELL_PING_INTERVAL: Duration = Duration::from_secs(30);
 /// Bytes of the app's output that the agent keeps for the host to fetch.

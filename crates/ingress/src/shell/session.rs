@@ -70,6 +70,8 @@ pub(super) async fn run<C: AsyncRead + AsyncWrite + Unpin>(
 ) {
     let config = WebSocketConfig::default()
         .read_buffer_size(READ_BYTES)
+        .write_buffer_size(READ_BYTES)
+        .max_write_buffer_size(limits::SHELL_UNREAD_BYTES_MAX)
         .max_message_size(Some(limits::SHELL_MESSAGE_BYTES_MAX))
         .max_frame_size(Some(limits::SHELL_MESSAGE_BYTES_MAX));
     let websocket = WebSocketStream::from_raw_socket(client, Role::Server, Some(config)).await;
@@ -84,7 +86,7 @@ pub(super) async fn run<C: AsyncRead + AsyncWrite + Unpin>(
     drop((from_shell, to_shell));
     let goodbye = async {
         if let Some(frame) = close_frame(&end, manners) {
-            to_client.send(Message::Close(Some(frame))).await?;
+            tell(&mut to_client, Message::Close(Some(frame))).await?;
         }
         to_client.close().await?;
         // The client answers; what it had sent before is of no use any more.
@@ -102,7 +104,7 @@ async fn show<C: AsyncRead + AsyncWrite + Unpin>(
 ) -> End {
     let session_id = Uuid::new_v4();
     let greeting = format!(r#"{{"type":"session_init","session_id":"{session_id}"}}"#);
-    if client.send(Message::text(greeting)).await.is_err() {
+    if tell(client, Message::text(greeting)).await.is_err() {
         return End::ClientGone;
     }
     let first_ping = Instant::now() + limits::SHELL_PING_INTERVAL;
@@ -114,7 +116,7 @@ async fn show<C: AsyncRead + AsyncWrite + Unpin>(
             frame = frames.next(shell) => match frame {
                 Ok(Some((FrameKind::Stdout, shown))) => Message::Binary(shown),
                 Ok(Some((FrameKind::Stderr, shown))) if !manners.terminal => {
-                    if client.feed(Message::text(STDERR)).await.is_err() {
+                    if tell(client, Message::text(STDERR)).await.is_err() {
                         return End::ClientGone;
                     }
                     Message::Binary(shown)
@@ -129,10 +131,20 @@ async fn show<C: AsyncRead + AsyncWrite + Unpin>(
             },
             _ = pings.tick() => Message::Ping(Bytes::new()),
         };
-        if client.send(message).await.is_err() {
+        if tell(client, message).await.is_err() {
             return End::ClientGone;
         }
     }
+}
+
+/// Sends a message as soon as the client has taken what came before. Answers to its pings may have filled the
+/// buffer meanwhile, and a message that finds no room there fails.
+async fn tell<C: AsyncRead + AsyncWrite + Unpin>(
+    client: &mut SplitSink<WebSocketStream<C>, Message>,
+    message: Message,
+) -> Result<(), Error> {
+    client.flush().await?;
+    client.send(message).await
 }
 
 /// Types what the client sends, as fast as the terminal takes it.
@@ -241,6 +253,75 @@ impl Frames {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+    use tokio::io::{DuplexStream, duplex};
+    use tokio::spawn;
+
+    const PIPE_BYTES: usize = 16 * 1024;
+    const PLAIN: Manners = Manners {
+        terminal: false,
+        exit_code: true,
+    };
+
+    /// A session of `shell`, and the client's end of it.
+    async fn client_of(shell: Box<dyn Stream>) -> WebSocketStream<DuplexStream> {
+        let (client, near) = duplex(PIPE_BYTES);
+        spawn(run(near, shell, PLAIN));
+        WebSocketStream::from_raw_socket(client, Role::Client, None).await
+    }
+
+    fn frame(kind: FrameKind, payload: &[u8]) -> Vec<u8> {
+        let mut frame = Vec::new();
+        put_frame(&mut frame, kind, payload);
+        frame
+    }
+
+    fn reason(messages: &[Message]) -> &str {
+        match messages.last() {
+            Some(Message::Close(Some(frame))) => &frame.reason,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_client_that_pings_and_does_not_read_holds_no_more_than_a_buffer() {
+        const PINGS: usize = 10_000;
+        const OUTPUT: usize = 4 << 20;
+        let (shell, mut agent) = duplex(PIPE_BYTES);
+        let client = client_of(Box::new(shell)).await;
+        let (mut to_client, mut from_client) = client.split();
+        for _ in 0..PINGS {
+            let ping = Message::Ping(Bytes::from_static(&[b'p'; 125]));
+            to_client.send(ping).await.expect("taken");
+        }
+        // What the shell has to say then waits for its reader like anything else.
+        spawn(async move {
+            for kind in [FrameKind::Stdout, FrameKind::Stderr] {
+                for _ in 0..OUTPUT / 2 / FRAME_PAYLOAD_MAX {
+                    let shown = frame(kind, &[b'x'; FRAME_PAYLOAD_MAX]);
+                    agent.write_all(&shown).await.expect("taken");
+                }
+            }
+            let exit = frame(FrameKind::Exit, br#"{"code":0}"#);
+            agent.write_all(&exit).await.expect("taken");
+        });
+        let (mut pong_bytes, mut shown, mut last) = (0, 0, None);
+        while let Some(message) = from_client.next().await {
+            let message = message.expect("whole");
+            match &message {
+                Message::Pong(bytes) => pong_bytes += bytes.len(),
+                Message::Binary(bytes) => shown += bytes.len(),
+                _ => {}
+            }
+            last = Some(message);
+        }
+        // What was on its way when the reading began comes on top.
+        assert!(
+            pong_bytes < 2 * limits::SHELL_UNREAD_BYTES_MAX,
+            "{pong_bytes}"
+        );
+        assert_eq!(shown, OUTPUT);
+        assert_eq!(reason(last.as_slice()), "shell exited: 0");
+    }
 
     #[test]
     fn only_a_whole_control_message_is_one() {
