@@ -31,6 +31,7 @@ use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Message, Role, WebSoc
 use uuid::Uuid;
 
 use crate::Stream;
+use crate::tunnel::Tunnel;
 
 const READ_BYTES: usize = 16 * 1024;
 /// The next message is of standard error.
@@ -76,7 +77,8 @@ pub(super) async fn run<C: AsyncRead + AsyncWrite + Unpin>(
         .max_frame_size(Some(limits::SHELL_MESSAGE_BYTES_MAX));
     let websocket = WebSocketStream::from_raw_socket(client, Role::Server, Some(config)).await;
     let (mut to_client, mut from_client) = websocket.split();
-    let (mut from_shell, mut to_shell) = tokio::io::split(shell);
+    // A command may end before its input does: how it ended waits to be read when writing fails.
+    let (mut from_shell, mut to_shell) = tokio::io::split(Tunnel::new(shell));
     let end = tokio::select! {
         end = show(&mut from_shell, &mut to_client, manners) => end,
         end = type_in(&mut from_client, &mut to_shell, manners) => end,
@@ -253,7 +255,7 @@ impl Frames {
 mod tests {
     use super::*;
     use proptest::prelude::*;
-    use tokio::io::{DuplexStream, duplex};
+    use tokio::io::{DuplexStream, duplex, join};
     use tokio::spawn;
 
     const PIPE_BYTES: usize = 16 * 1024;
@@ -273,6 +275,15 @@ mod tests {
         let mut frame = Vec::new();
         put_frame(&mut frame, kind, payload);
         frame
+    }
+
+    /// Everything that a client gets to read, to the close.
+    async fn all(mut client: WebSocketStream<DuplexStream>) -> Vec<Message> {
+        let mut all = Vec::new();
+        while let Some(message) = client.next().await {
+            all.push(message.expect("whole"));
+        }
+        all
     }
 
     fn reason(messages: &[Message]) -> &str {
@@ -321,6 +332,26 @@ mod tests {
         );
         assert_eq!(shown, OUTPUT);
         assert_eq!(reason(last.as_slice()), "shell exited: 0");
+    }
+
+    #[tokio::test]
+    async fn a_command_that_takes_no_more_input_still_tells_how_it_ended() {
+        let (output, mut agent) = duplex(PIPE_BYTES);
+        let (input, agents_input) = duplex(PIPE_BYTES);
+        drop(agents_input);
+        let mut client = client_of(Box::new(join(output, input))).await;
+        for _ in 0..3 {
+            let typed = Message::binary(vec![b'x'; PIPE_BYTES]);
+            client.send(typed).await.expect("taken");
+        }
+        tokio::task::yield_now().await;
+        let words = frame(FrameKind::Stderr, b"not a tar");
+        agent.write_all(&words).await.expect("taken");
+        let exit = frame(FrameKind::Exit, br#"{"code":2}"#);
+        agent.write_all(&exit).await.expect("taken");
+        let told = all(client).await;
+        assert!(told.contains(&Message::binary(&b"not a tar"[..])));
+        assert_eq!(reason(&told), "shell exited: 2");
     }
 
     #[test]
