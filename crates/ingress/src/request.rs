@@ -178,16 +178,20 @@ fn protocol(request: &Parts, ask: Option<&Ask>) -> Protocol {
         let value = request.headers.get(name).map(HeaderValue::as_bytes);
         value.is_some_and(test)
     };
-    let grpc = request.version == Version::HTTP_2
-        && is(header::CONTENT_TYPE, |value| {
-            value.starts_with(b"application/grpc")
-        });
+    let grpc = request.version == Version::HTTP_2 && is(header::CONTENT_TYPE, is_grpc);
     let forced = is(PROXY_FORCE_H2, |value| value.eq_ignore_ascii_case(b"true"));
     if ask.is_none() && (grpc || forced) {
         Protocol::H2c
     } else {
         Protocol::Http1
     }
+}
+
+/// Whether a content type is gRPC's. gRPC-Web's begins alike, but is made to pass over HTTP/1.1, and servers of it
+/// need not speak anything else.
+fn is_grpc(content_type: &[u8]) -> bool {
+    let rest = content_type.strip_prefix(b"application/grpc");
+    rest.is_some_and(|rest| matches!(rest.first(), None | Some(b'+' | b';')))
 }
 
 /// A header that may be there once is there twice.
@@ -453,5 +457,26 @@ mod tests {
             protocol(("content-type", "application/grpc")),
             Protocol::Http1
         );
+    }
+
+    #[test]
+    fn grpc_is_known_by_its_content_type_and_grpc_web_is_another() {
+        for grpc in [
+            "application/grpc",
+            "application/grpc+proto",
+            "application/grpc;charset=utf-8",
+        ] {
+            assert!(is_grpc(grpc.as_bytes()), "{grpc}");
+        }
+        for other in [
+            "",
+            "application/grp",
+            "application/grpc-web",
+            "application/grpc-web+proto",
+            "application/grpc-web-text;charset=utf-8",
+            "application/json",
+        ] {
+            assert!(!is_grpc(other.as_bytes()), "{other}");
+        }
     }
 }
