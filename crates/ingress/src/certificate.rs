@@ -129,6 +129,7 @@ impl CertificateFiles {
             files: self,
             given,
             judged: print,
+            untimely: false,
             last: print,
         })
     }
@@ -227,13 +228,15 @@ pub struct Followed {
     given: Arc<Given>,
     /// What was last taken up or found to be of no use.
     judged: Fingerprint,
+    /// Whether all that was wrong with that is its time, which may come.
+    untimely: bool,
     last: Fingerprint,
 }
 
 impl Followed {
     /// Looks at the files every few seconds until `stop`. New ones are served as soon as they have been
     /// the same at two looks: certificate and key are seldom replaced in one moment. While what is there
-    /// is of no use, the last pair that was keeps its place.
+    /// is of no use, the last pair that was keeps its place; one whose time has not come is looked at again.
     pub async fn follow(mut self, stop: CancellationToken) {
         let mut ticks = interval(limits::CERTIFICATE_CHECK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -262,12 +265,18 @@ impl Followed {
         let print = fingerprint(&content);
         let settled = print == self.last;
         self.last = print;
-        if !settled || print == self.judged {
+        let is_known = print == self.judged;
+        if !settled || (is_known && !self.untimely) {
             return None;
         }
         self.judged = print;
         let name = self.given.name();
         let checked = content.and_then(|content| self.files.check(&content, name, now));
+        self.untimely = matches!(checked, Err(CertificateError::OutOfDate { .. }));
+        if is_known && self.untimely {
+            // It has been told.
+            return None;
+        }
         Some(checked.map(|checked| self.given.put(checked.key)))
     }
 }
@@ -437,5 +446,22 @@ mod tests {
             .look(much_later)
             .expect("news")
             .expect_err("expired");
+    }
+
+    #[test]
+    fn a_new_pair_whose_time_has_not_come_is_told_once_and_taken_up_when_it_has() {
+        let bench = Bench::new();
+        bench.write(NAME, |_| {});
+        let mut followed = bench.files().load(Given::new(NAME)).expect("a good pair");
+        bench.write(NAME, |params| {
+            params.not_before = rcgen::date_time_ymd(2999, 1, 1);
+        });
+        let now = SystemTime::now();
+        assert!(followed.look(now).is_none(), "not settled");
+        followed.look(now).expect("news").expect_err("early");
+        assert!(followed.look(now).is_none(), "told");
+        let in_time = now + Duration::from_secs(1000 * 366 * 24 * 3600);
+        followed.look(in_time).expect("news").expect("good");
+        assert!(followed.look(in_time).is_none());
     }
 }
