@@ -6,6 +6,7 @@
 
 use std::fmt;
 use std::io;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, RwLock};
 use std::time::{Duration, SystemTime};
@@ -198,7 +199,8 @@ pub(crate) struct Leaves {
 #[derive(Clone)]
 struct Leaf {
     key: Arc<CertifiedKey>,
-    renew_at: SystemTime,
+    /// Until its successor is due. Before, the clock has been set back, and clients may not accept it yet.
+    served: Range<SystemTime>,
 }
 
 impl Leaves {
@@ -209,7 +211,7 @@ impl Leaves {
         let now = SystemTime::now();
         let leaf = Leaf {
             key: Arc::new(authority.issue(&names, now)?),
-            renew_at: now + LEAF_RENEWAL,
+            served: now..now + LEAF_RENEWAL,
         };
         Ok(Self {
             authority,
@@ -224,15 +226,15 @@ impl Leaves {
             .read()
             .unwrap_or_else(|poisoned| poisoned.into_inner())
             .clone();
-        if now < leaf.renew_at {
+        if leaf.served.contains(&now) {
             return leaf.key;
         }
         // Connections that meet here at the same moment each issue one; the last stays.
-        let (key, renew_at) = match self.authority.issue(&self.names, now) {
-            Ok(key) => (Arc::new(key), now + LEAF_RENEWAL),
+        let (key, life) = match self.authority.issue(&self.names, now) {
+            Ok(key) => (Arc::new(key), LEAF_RENEWAL),
             Err(error) => {
                 tracing::error!(%error, "the endpoint certificate was not renewed");
-                (leaf.key, now + DAY)
+                (leaf.key, DAY)
             }
         };
         let mut current = self
@@ -241,7 +243,7 @@ impl Leaves {
             .unwrap_or_else(|poisoned| poisoned.into_inner());
         *current = Leaf {
             key: Arc::clone(&key),
-            renew_at,
+            served: now..now + life,
         };
         key
     }
@@ -405,6 +407,19 @@ mod tests {
         assert_ne!(first, second);
         assert_eq!(second, der(now + LEAF_RENEWAL + 2 * DAY));
         assert!(LEAF_RENEWAL < LEAF_LIFE - CLOCK_SKEW);
+    }
+
+    #[test]
+    fn a_wildcard_made_while_the_clock_was_ahead_gives_way_when_it_is_set_back() {
+        let bench = Bench::new();
+        let names = vec!["*.vm.localhost".to_owned()];
+        let leaves = Leaves::new(bench.authority(), names).expect("leaf");
+        let der = |at| leaves.at(at).cert[0].clone();
+        let now = SystemTime::now();
+        let ahead = der(now + 2 * LEAF_LIFE);
+        let second = der(now);
+        assert_ne!(ahead, second);
+        assert_eq!(second, der(now + DAY));
     }
 
     #[test]
