@@ -76,6 +76,11 @@ impl Bucket {
         }
         Ok(wait)
     }
+
+    /// Gives back what was taken and not used.
+    pub(crate) fn give_back(&mut self, amount: u64) {
+        self.full_at -= self.rate.time_of(amount);
+    }
 }
 
 #[cfg(test)]
@@ -116,6 +121,19 @@ mod tests {
         let much_later = now + Duration::from_secs(3600);
         assert_eq!(bucket.take(250, much_later), Duration::ZERO);
         assert_eq!(bucket.take(1, much_later), Duration::from_millis(1));
+    }
+
+    #[test]
+    fn what_is_given_back_is_there_again_and_no_more_than_full() {
+        let now = Instant::now();
+        let mut bucket = Bucket::full(rate(10, 1000), now);
+        bucket.take(15, now);
+        bucket.give_back(5);
+        assert_eq!(bucket.wait(now), Duration::ZERO);
+        assert_eq!(bucket.take(1, now), Duration::from_millis(100));
+        bucket.give_back(11);
+        let later = now + Duration::from_millis(500);
+        assert_eq!(bucket.take(11, later), Duration::from_millis(100));
     }
 
     #[test]

@@ -12,10 +12,10 @@ use dormouse_core::{EndpointId, MicrovmId, limits};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, sleep_until, timeout_at};
 
-use crate::Target;
 use crate::metrics::{Counters, Sums};
 use crate::rate::{Bucket, Rate};
 use crate::refusal::Refusal;
+use crate::{OpenError, Target};
 
 /// A second's requests may come at once after a silence.
 const REQUEST_BURST: Duration = Duration::from_secs(1);
@@ -95,13 +95,15 @@ impl Traffic {
 
     /// Waits for the turn of a request to `vm`, which is asleep or not.
     pub(crate) async fn turn(&self, vm: &Arc<Vm>, awake: bool) -> Result<Turn, Refusal> {
-        // Requests that come while it sleeps are held, however many come at once.
-        let patience = if awake {
-            self.patience
-        } else {
-            limits::WAKE_TIMEOUT
-        };
-        vm.turn(patience).await
+        let _waiter = vm.waiters.try_acquire().map_err(|_| Refusal::Overloaded)?;
+        let begun = Instant::now();
+        if awake {
+            vm.pace(self.patience).await?;
+            return vm.place(begun + self.patience).await;
+        }
+        // Requests that come while it sleeps are held, however many come at once. They may never be let in, and
+        // count as requests a second only then.
+        vm.place(begun + limits::WAKE_TIMEOUT).await
     }
 
     fn kept(&self) -> MutexGuard<'_, Kept> {
@@ -155,10 +157,32 @@ impl Drop for Turn {
 #[derive(Debug)]
 pub(crate) struct Held(Arc<Vm>);
 
+impl Held {
+    /// Waits for its turn under the rate, now that the MicroVM is awake.
+    pub(crate) async fn let_in(self) -> Result<(), OpenError> {
+        let paced = self.0.pace(limits::WAKE_TIMEOUT).await;
+        paced.map_err(|_| OpenError::Overloaded)
+    }
+}
+
 impl Drop for Held {
     fn drop(&mut self) {
         self.0.counters.waiting.dec();
         self.0.sums.all.waiting.dec();
+    }
+}
+
+/// One request of the rate that is not due yet; goes back to who leaves before.
+struct Credit<'a> {
+    requests: &'a Mutex<Bucket>,
+    due: Instant,
+}
+
+impl Drop for Credit<'_> {
+    fn drop(&mut self) {
+        if Instant::now() < self.due {
+            lock(self.requests).give_back(1);
+        }
     }
 }
 
@@ -192,22 +216,27 @@ impl Vm {
         }
     }
 
-    async fn turn(self: &Arc<Self>, patience: Duration) -> Result<Turn, Refusal> {
-        let _waiter = self
-            .waiters
-            .try_acquire()
-            .map_err(|_| Refusal::Overloaded)?;
+    /// Waits until the rate allows one more request, for `patience` at most.
+    async fn pace(&self, patience: Duration) -> Result<(), Refusal> {
+        let Some(requests) = &self.requests else {
+            return Ok(());
+        };
         let now = Instant::now();
-        if let Some(requests) = &self.requests {
-            let wait = lock(requests).take_within(1, patience, now);
-            let wait = wait.map_err(|_| Refusal::TooFast)?;
-            if !wait.is_zero() {
-                sleep_until(now + wait).await;
-            }
+        let wait = lock(requests).take_within(1, patience, now);
+        let wait = wait.map_err(|_| Refusal::TooFast)?;
+        if !wait.is_zero() {
+            let due = now + wait;
+            let _credit = Credit { requests, due };
+            sleep_until(due).await;
         }
+        Ok(())
+    }
+
+    /// Waits until `end` for a place among those in flight.
+    async fn place(self: &Arc<Self>, end: Instant) -> Result<Turn, Refusal> {
         let place = match &self.places {
             Some(places) => {
-                let place = timeout_at(now + patience, Arc::clone(places).acquire_owned()).await;
+                let place = timeout_at(end, Arc::clone(places).acquire_owned()).await;
                 let place = place.map_err(|_| Refusal::TooMany)?;
                 Some(place.expect("the semaphore is never closed"))
             }
@@ -336,8 +365,24 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn whoever_comes_while_it_sleeps_is_held_until_it_is_their_turn() {
         let (traffic, vm) = (traffic(), limited(0, 10));
+        let begun = Instant::now();
         let turns: Vec<_> = (0..200).map(|_| traffic.turn(&vm, false)).collect();
         assert!(join_all(turns).await.iter().all(Result::is_ok));
+        assert_eq!(begun.elapsed(), Duration::ZERO);
+        let let_in: Vec<_> = (0..200).map(|_| vm.hold().let_in()).collect();
+        assert!(join_all(let_in).await.iter().all(Result::is_ok));
+        assert_eq!(begun.elapsed().as_secs(), 19);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_leaves_before_it_is_their_turn_has_taken_nothing() {
+        let (traffic, vm) = (traffic(), limited(0, 10));
+        let let_in: Vec<_> = (0..200).map(|_| vm.hold().let_in()).collect();
+        let all = timeout_at(Instant::now() + Duration::from_millis(50), join_all(let_in));
+        all.await.expect_err("most have to wait");
+        let begun = Instant::now();
+        traffic.turn(&vm, true).await.expect("a turn");
+        assert_eq!(begun.elapsed().as_millis(), 50);
     }
 
     #[tokio::test(start_paused = true)]

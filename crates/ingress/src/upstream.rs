@@ -276,7 +276,9 @@ impl Upstream {
         if std::mem::take(&mut passage.asleep) {
             exchange.woken();
         }
-        passage.held = None;
+        if let Some(held) = passage.held.take() {
+            held.let_in().await?;
+        }
         Ok(visit)
     }
 

@@ -146,14 +146,13 @@ impl Upstreams for Stub {
 
     async fn enter(&self, endpoint: &EndpointId) -> Result<Arc<dyn Visit>, OpenError> {
         self.opens.fetch_add(1, Ordering::SeqCst);
+        self.refusal()?;
         let waiting = Counted::new(&WaitCount(self));
         let permit = self.awake.acquire().await.expect("open");
         permit.forget();
         self.awake.add_permits(1);
         drop(waiting);
-        if let Some(error) = *self.refuse.lock().expect("lock") {
-            return Err(error);
-        }
+        self.refusal()?;
         self.visits.fetch_add(1, Ordering::SeqCst);
         Ok(Arc::new(Stay {
             endpoint: *endpoint,
@@ -163,6 +162,12 @@ impl Upstreams for Stub {
             live: Arc::clone(&self.live),
             visits: Arc::clone(&self.visits),
         }))
+    }
+}
+
+impl Stub {
+    fn refusal(&self) -> Result<(), OpenError> {
+        self.refuse.lock().expect("lock").map_or(Ok(()), Err)
     }
 }
 
@@ -407,6 +412,11 @@ impl Fixture {
 
     pub(crate) fn refuse(&self, error: OpenError) {
         *self.stub.refuse.lock().expect("lock") = Some(error);
+    }
+
+    /// Lets requests in again.
+    pub(crate) fn refuse_no_more(&self) {
+        *self.stub.refuse.lock().expect("lock") = None;
     }
 
     pub(crate) fn opens(&self) -> usize {

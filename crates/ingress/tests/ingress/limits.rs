@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use dormouse_core::EndpointId;
-use dormouse_ingress::VmLimits;
+use dormouse_ingress::{OpenError, VmLimits};
 use http::{Response, StatusCode};
 use http_body::Frame;
 use hyper::body::Incoming;
@@ -170,6 +170,25 @@ async fn whoever_comes_while_it_sleeps_is_answered_a_few_at_a_time() {
         (50, 0, 50)
     );
     answers.abort();
+}
+
+#[tokio::test]
+async fn a_microvm_that_stays_asleep_says_so_at_once_and_owes_nothing_for_it() {
+    let fixture = Fixture::asleep().await;
+    fixture.limit(VmLimits {
+        requests_per_second: NonZeroU32::new(1),
+        ..VmLimits::default()
+    });
+    fixture.refuse(OpenError::Asleep);
+    let begun = Instant::now();
+    for n in 0..10 {
+        let refused = get(&fixture, BOTH[n % 2]).await;
+        assert_eq!(refused.status(), StatusCode::BAD_GATEWAY);
+    }
+    fixture.refuse_no_more();
+    fixture.wake();
+    let (_app, _response) = waiting(&fixture, Http::One).await;
+    assert!(begun.elapsed() < Duration::from_secs(5));
 }
 
 #[tokio::test]
