@@ -251,9 +251,14 @@ async fn turn(
 }
 
 /// Whether a port's first words are a TLS server's to a client that speaks none: an alert, or a page as Go's server,
-/// nginx and Apache have one.
+/// nginx, Apache and Tomcat have one.
 fn refuses_plaintext(words: &[u8]) -> bool {
-    const PAGES: [&[u8]; 3] = [b"HTTPS server", b"HTTPS port", b"SSL-enabled server port"];
+    const PAGES: [&[u8]; 4] = [
+        b"HTTPS server",
+        b"HTTPS port",
+        b"SSL-enabled server port",
+        b"requires TLS",
+    ];
     let says = |phrase: &[u8]| words.windows(phrase.len()).any(|window| window == phrase);
     words.starts_with(&[0x15, 0x03])
         || (words.starts_with(b"HTTP/1.")
@@ -395,6 +400,7 @@ mod tests {
             &b"\x15\x03\x01\0\x02\x02\x46"[..],
             b"HTTP/1.0 400 Bad Request\r\n\r\nClient sent an HTTP request to an HTTPS server.\n",
             b"HTTP/1.1 400 Bad Request\r\nServer: nginx\r\n\r\n<title>400 The plain HTTP request was sent to HTTPS port",
+            b"HTTP/1.1 400 \r\nConnection: close\r\n\r\nBad Request\r\nThis combination of host and port requires TLS.\r\n",
         ] {
             assert!(refuses_plaintext(words));
         }

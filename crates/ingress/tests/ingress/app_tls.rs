@@ -13,13 +13,15 @@ use crate::client::{BOTH, Client, Http, fed, request, text, whole};
 use crate::fixture::{App, Fixture, SUFFIX, read_until, soon, until};
 
 const ANSWER: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\nTLS";
-/// How TLS servers meet plaintext: OpenSSL, rustls, Go and nginx.
-const MANNERS: [&[u8]; 4] = [
+/// How TLS servers meet plaintext: OpenSSL, rustls, Go, nginx and Tomcat.
+const MANNERS: [&[u8]; 5] = [
     b"",
     b"\x15\x03\x03\0\x02\x02\x46",
     b"HTTP/1.0 400 Bad Request\r\n\r\nClient sent an HTTP request to an HTTPS server.\n",
     b"HTTP/1.1 400 Bad Request\r\nServer: nginx\r\nConnection: close\r\n\r\n\
       <html>\r\n<head><title>400 The plain HTTP request was sent to HTTPS port</title></head>",
+    b"HTTP/1.1 400 \r\nContent-Type: text/plain;charset=UTF-8\r\nConnection: close\r\n\r\n\
+      Bad Request\r\nThis combination of host and port requires TLS.\r\n",
 ];
 
 /// A TLS server that looks at a client's first bytes and finds no handshake.
