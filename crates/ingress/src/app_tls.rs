@@ -3,10 +3,14 @@
 //! A port that has not spoken yet is addressed in plaintext, and what was said is kept. A TLS server answers that
 //! with an alert, with a page that says so, or by hanging up. Only then is the port connected to once more, now with a
 //! handshake; if it completes, what was said is said again, and the port is remembered. An app that speaks
-//! plaintext so never sees a handshake, unless it hangs up at once on its very first request.
+//! plaintext so never sees a handshake, unless it hangs up without a word on its very first request, or on two in
+//! a row.
 //!
 //! A TLS server needs to see five bytes. So where an upload is longer than what is kept of it, the rest waits for a
 //! moment; if nothing comes back by then, the app is one that listens.
+//!
+//! What is remembered may change: an app is started anew with TLS, or without. So a port that turns down what it spoke
+//! before, or hangs up without a word, is forgotten. That request fails, and the next finds out anew.
 //!
 //! Nobody verifies the app's certificate: the way to it leads through its own host into its own MicroVM, where
 //! nobody else can listen.
@@ -73,19 +77,23 @@ impl AppTls {
     ) -> io::Result<Box<dyn Stream>> {
         let port = (route.endpoint, route.port);
         let hello = Hello::new(self, route);
-        match self.known(&port) {
-            Some(Speech::Plain) => Ok(stream),
-            Some(Speech::Tls) => hello.say(stream).await.inspect_err(|_| self.forget(&port)),
-            None => Ok(Box::new(Undecided {
-                state: State::Asking(stream),
-                said: Vec::new(),
-                patience: None,
-                heard: Bytes::new(),
-                turn: Some((hello, reopen)),
-                apps: Arc::clone(self),
-                port,
-            })),
-        }
+        let (state, turn) = match self.known(&port) {
+            Some(Speech::Tls) => {
+                return hello.say(stream).await.inspect_err(|_| self.forget(&port));
+            }
+            Some(Speech::Plain) => (State::Settled(stream), None),
+            None => (State::Asking(stream), Some((hello, reopen))),
+        };
+        Ok(Box::new(Silent {
+            state,
+            said: Vec::new(),
+            patience: None,
+            heard: Bytes::new(),
+            is_news: true,
+            turn,
+            apps: Arc::clone(self),
+            port,
+        }))
     }
 
     fn known(&self, port: &Port) -> Option<Speech> {
@@ -94,7 +102,7 @@ impl AppTls {
 
     fn remember(&self, port: &Port, speech: Speech) {
         let mut ports = self.ports.lock().expect("no panic");
-        if ports.len() >= limits::APP_PORTS_REMEMBERED {
+        if ports.len() >= limits::APP_PORTS_REMEMBERED && !ports.contains_key(port) {
             // All are found out anew, a few at a time.
             ports.clear();
         }
@@ -103,6 +111,15 @@ impl AppTls {
 
     fn forget(&self, port: &Port) {
         self.ports.lock().expect("no panic").remove(port);
+    }
+
+    /// Takes note of a port's first words to plaintext, or of how it hung up without any.
+    fn judge(&self, port: &Port, words: &[u8], end: Option<&io::Error>) {
+        if !words.is_empty() && !refuses_plaintext(words) {
+            self.remember(port, Speech::Plain);
+        } else if is_the_apps(end) {
+            self.forget(port);
+        }
     }
 }
 
@@ -136,8 +153,8 @@ impl Hello {
     }
 }
 
-/// A stream to a port that has not spoken yet.
-struct Undecided {
+/// A stream over which a port has not spoken yet that is not known to speak TLS.
+struct Silent {
     state: State,
     /// All that was written.
     said: Vec<u8>,
@@ -145,6 +162,8 @@ struct Undecided {
     patience: Option<Pin<Box<Sleep>>>,
     /// The port's first words, until they are read.
     heard: Bytes,
+    /// Whether those are still to be judged.
+    is_news: bool,
     turn: Option<(Hello, Reopen)>,
     apps: Arc<AppTls>,
     port: Port,
@@ -160,8 +179,8 @@ enum State {
     Over(Option<io::Error>),
 }
 
-impl Undecided {
-    /// Waits for the port's first words, and acts upon them.
+impl Silent {
+    /// Waits for the port's first words where they decide how it is spoken to, and acts upon them.
     fn poll_settled(&mut self, context: &mut Context<'_>) -> Poll<()> {
         loop {
             self.state = match &mut self.state {
@@ -191,6 +210,7 @@ impl Undecided {
         let State::Asking(stream) = std::mem::replace(&mut self.state, State::Over(None)) else {
             unreachable!("words are heard while asking");
         };
+        self.is_news = false;
         if !self.heard.is_empty() && !refuses_plaintext(&self.heard) {
             self.apps.remember(&self.port, Speech::Plain);
             return self.settled(stream);
@@ -266,7 +286,7 @@ fn refuses_plaintext(words: &[u8]) -> bool {
             && PAGES.iter().any(|phrase| says(phrase)))
 }
 
-impl AsyncRead for Undecided {
+impl AsyncRead for Silent {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -279,15 +299,24 @@ impl AsyncRead for Undecided {
             self.heard.advance(length);
             return Poll::Ready(Ok(()));
         }
-        match &mut self.state {
-            State::Settled(stream) => Pin::new(stream).poll_read(context, buffer),
+        let this = &mut *self;
+        match &mut this.state {
+            State::Settled(stream) => {
+                let begin = buffer.filled().len();
+                let read = ready!(Pin::new(stream).poll_read(context, buffer));
+                if std::mem::take(&mut this.is_news) {
+                    let words = &buffer.filled()[begin..];
+                    this.apps.judge(&this.port, words, read.as_ref().err());
+                }
+                Poll::Ready(read)
+            }
             State::Over(error) => Poll::Ready(error.take().map_or(Ok(()), Err)),
             State::Asking(_) | State::Turning(_) => unreachable!("it is settled"),
         }
     }
 }
 
-impl AsyncWrite for Undecided {
+impl AsyncWrite for Silent {
     fn poll_write(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -315,6 +344,24 @@ impl AsyncWrite for Undecided {
             State::Settled(stream) => Pin::new(stream).poll_write(context, bytes),
             _ => Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
         }
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match &mut self.state {
+            State::Settled(stream) => Pin::new(stream).poll_write_vectored(context, slices),
+            _ => {
+                let first = slices.iter().find(|slice| !slice.is_empty());
+                self.poll_write(context, first.map_or(&[], |slice| slice))
+            }
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        matches!(&self.state, State::Settled(stream) if stream.is_write_vectored())
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -393,6 +440,38 @@ impl ServerCertVerifier for AnyCertificate {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use http::HeaderValue;
+    use std::time::Duration;
+    use tokio::io::{AsyncReadExt, duplex};
+    use tokio::time::Instant;
+    use uuid::Uuid;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_port_that_gets_nothing_but_large_uploads_is_waited_for_once() {
+        const LENGTH: usize = 2 * limits::APP_TLS_REPLAY_BYTES_MAX;
+        let apps = Arc::new(AppTls::new());
+        let route = Route {
+            endpoint: EndpointId::new(Uuid::from_u128(1)),
+            port: 8080,
+            host: HeaderValue::from_static("localhost"),
+            protocol: Protocol::Http1,
+            ask: None,
+            marker: false,
+        };
+        for pause in [limits::APP_TLS_PATIENCE, Duration::ZERO] {
+            let (near, mut app) = duplex(LENGTH);
+            let reopen: Reopen = Box::new(|| unreachable!("nothing is turned down"));
+            let stream = apps.settle(Box::new(near), &route, reopen).await;
+            let mut stream = stream.expect("in plaintext");
+            let begun = Instant::now();
+            stream.write_all(&[b'x'; LENGTH]).await.expect("taken");
+            assert_eq!(begun.elapsed().as_millis(), pause.as_millis());
+            app.write_all(b"HTTP/1.1 200 OK\r\n").await.expect("taken");
+            let mut words = [0; 15];
+            stream.read_exact(&mut words).await.expect("words");
+            assert_eq!(&words, b"HTTP/1.1 200 OK");
+        }
+    }
 
     #[test]
     fn only_a_tls_server_speaks_like_one() {

@@ -283,3 +283,34 @@ async fn an_app_that_gives_up_tls_is_found_out_anew() {
     let (response, ()) = tokio::join!(client.send(ask()), app);
     assert_eq!(text(response.expect("response")).await, "TLS");
 }
+
+#[tokio::test]
+async fn an_app_that_takes_up_tls_is_found_out_anew() {
+    for manner in MANNERS {
+        let fixture = Fixture::new().await;
+        let mut client = Client::new(&fixture, Http::Two).await;
+        let ask = || {
+            request(&fixture, "GET", "/")
+                .body(whole(""))
+                .expect("request")
+        };
+        let app = async {
+            let mut app = fixture.app().await;
+            app.head().await;
+            app.stream.write_all(ANSWER).await.expect("write");
+        };
+        let (response, ()) = tokio::join!(client.send(ask()), app);
+        assert_eq!(text(response.expect("response")).await, "TLS");
+        // Started anew it has TLS: one request fails, and no more.
+        let app = async { hang_up(fixture.app().await, manner).await };
+        let (response, ()) = tokio::join!(client.send(ask()), app);
+        assert!(!response.expect("response").status().is_success());
+        let app = async {
+            hang_up(fixture.app().await, manner).await;
+            let tls = accept(&fixture, fixture.app().await).await;
+            serve(tls, "\r\n\r\n").await
+        };
+        let (response, _) = tokio::join!(client.send(ask()), app);
+        assert_eq!(text(response.expect("response")).await, "TLS");
+    }
+}
