@@ -11,6 +11,7 @@
 //! cluster 3..      L1 table, all zero: nothing is allocated, everything is the backing disk's
 //! ```
 
+use crate::host::jail;
 use crate::vmm::VmmError;
 use std::ffi::OsString;
 use std::fs::{File, Metadata};
@@ -69,7 +70,8 @@ pub(crate) fn format_name(disk: &Path) -> &'static str {
 }
 
 /// Makes `overlay`, which must not exist, a disk that reads as `backing` until it is written to. A
-/// `backing` whose name ends in `.qcow2` is one, any other is raw. It must not change from now on.
+/// `backing` whose name ends in `.qcow2` is one, any other is raw. It must not change from now on, and whoever is shown
+/// `overlay` may read it.
 ///
 /// # Errors
 /// `backing` is not what its name says, or a file operation failed; then there is no `overlay`.
@@ -94,7 +96,7 @@ pub async fn create_larger_overlay(
         .map_err(VmmError::io("create disk overlay"))
 }
 
-/// The disk that `disk` lies over, if any; a raw one lies over nothing. Blocks.
+/// The disk that `disk` says that it lies over, if any; a raw one lies over nothing. Blocks.
 pub(crate) fn backing_of(disk: &Path) -> io::Result<Option<PathBuf>> {
     match Format::of(disk) {
         Format::Raw => Ok(None),
@@ -102,7 +104,8 @@ pub(crate) fn backing_of(disk: &Path) -> io::Result<Option<PathBuf>> {
     }
 }
 
-/// The disk that a qcow2 `disk` lies over; none for one that lies over nothing.
+/// The disk that a qcow2 `disk` says that it lies over; none for one that lies over nothing. A VMM that was taken over
+/// writes any name there.
 ///
 /// # Errors
 /// The file cannot be read, or is not a qcow2 whose header makes sense.
@@ -187,6 +190,8 @@ fn create_overlay_blocking(backing: &Path, overlay: &Path, bytes: u64) -> io::Re
         Format::of(backing),
         virtual_size(backing)?.max(bytes),
     )?;
+    // Here it is known to be a disk. What the overlay's header says later is only its writer's word.
+    jail::make_readable(backing)?;
     let mut file = File::options()
         .write(true)
         .create_new(true)
@@ -299,6 +304,15 @@ fn overlay_head(backing: &[u8], format: Format, size: u64) -> io::Result<Head> {
         bytes,
         file_len: clusters * CLUSTER,
     })
+}
+
+/// The start of a qcow2 disk that says that it lies over `backing`.
+#[cfg(test)]
+pub(crate) fn head_that_says(backing: &Path) -> Vec<u8> {
+    let name = backing.as_os_str().as_bytes();
+    overlay_head(name, Format::of(backing), 1 << 20)
+        .unwrap()
+        .bytes
 }
 
 fn invalid(problem: &'static str) -> io::Error {

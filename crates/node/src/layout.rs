@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! boot/HASH/{vmlinuz,initramfs}      what machines boot from; snapshots refer to it by hash
-//! images/                            local base images
+//! images/disks/HEX.raw               root disks of base images, beside the store's own bookkeeping
 //! layers/{KEY.json,UUID.qcow2}       build cache: the disk after each step
 //! caches/{empty.raw,ACCOUNT/N.raw}   what an empty stage begins with; disks of cache mounts
 //! builds/BUILD/{memory,state,disk.qcow2,working-set,manifest.json,log,times.json}
@@ -58,6 +58,13 @@ impl Layout {
     #[must_use]
     pub fn images(&self) -> PathBuf {
         self.root.join("images")
+    }
+
+    /// The folders of the disks that others may lie over: layers, base images, the empty disk. The daemon alone makes
+    /// what lies right in them.
+    #[must_use]
+    pub fn foundations(&self) -> Vec<PathBuf> {
+        vec![self.layers(), self.images().join("disks"), self.caches()]
     }
 
     /// The build cache.

@@ -236,7 +236,7 @@ async fn means(
     };
     let jailer = jailer.await?.context("copy QEMU for its jails")?;
     let accel = acceleration::choose(config, &boot, &jailer).await?;
-    let vmm = Qemu::new(jailer, accel, Arc::clone(&slots));
+    let vmm = Qemu::new(jailer, accel, Arc::clone(&slots), layout.foundations());
     slots
         .release_orphans(&Qemu::slots_in_use(&layout.vm_dirs()?)?)
         .await

@@ -27,6 +27,8 @@ const ROMS: [&str; 5] = [
 /// Files in which whoever is shown them may read.
 const READABLE: u32 = 0o644;
 const OWN: u32 = 0o600;
+/// The bit of these that others go by.
+const FOR_OTHERS: u32 = 0o004;
 
 /// Starts one program in jails.
 #[derive(Debug, Clone)]
@@ -144,17 +146,35 @@ fn set_owner(path: &Path, id: u32, mode: u32) -> io::Result<()> {
     Ok(())
 }
 
-/// A file that is only read. The folders of the host above it keep out those that it is not shown to.
+/// A file that is only read.
 pub(crate) fn read_only(path: &Path) -> io::Result<Shown> {
-    let found = fs::metadata(path)?;
-    if found.permissions().mode() & 0o004 == 0 {
-        let mode = found.permissions().mode() | 0o444;
-        fs::set_permissions(path, fs::Permissions::from_mode(mode))?;
+    make_readable(path)?;
+    Ok(Shown {
+        path: std::path::absolute(path)?,
+        writable: false,
+    })
+}
+
+/// A file that is only read, and whose name is somebody's word: no link, and nothing that had to be made readable first.
+pub(crate) fn readable_already(path: &Path) -> io::Result<Shown> {
+    let found = fs::symlink_metadata(path)?;
+    if !found.is_file() || found.permissions().mode() & FOR_OTHERS == 0 {
+        let problem = format!("{} is not there to be read", path.display());
+        return Err(io::Error::new(ErrorKind::PermissionDenied, problem));
     }
     Ok(Shown {
         path: std::path::absolute(path)?,
         writable: false,
     })
+}
+
+/// Lets those read a file that it is shown to. The folders of the host above it keep out all others.
+pub(crate) fn make_readable(path: &Path) -> io::Result<()> {
+    let mode = fs::metadata(path)?.permissions().mode();
+    if mode & FOR_OTHERS == 0 {
+        fs::set_permissions(path, fs::Permissions::from_mode(mode | 0o444))?;
+    }
+    Ok(())
 }
 
 /// A file or folder whose own permissions say what may be written.

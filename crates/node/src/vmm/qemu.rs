@@ -64,6 +64,8 @@ pub struct Qemu {
     jailer: Jailer,
     accel: Accel,
     slots: Arc<SlotPool>,
+    /// The folders of the disks that others may lie over.
+    foundations: Vec<PathBuf>,
     /// What guests compute their clocks from; measured once.
     clocks: OnceCell<clocks::Source>,
     /// Machines that this process holds, by folder.
@@ -71,13 +73,19 @@ pub struct Qemu {
 }
 
 impl Qemu {
-    /// Runs the QEMU that `jailer` starts.
+    /// Runs the QEMU that `jailer` starts. No disk lies over another but those right in the folders `foundations`.
     #[must_use]
-    pub fn new(jailer: Jailer, accel: Accel, slots: Arc<SlotPool>) -> Self {
+    pub fn new(
+        jailer: Jailer,
+        accel: Accel,
+        slots: Arc<SlotPool>,
+        foundations: Vec<PathBuf>,
+    ) -> Self {
         Self {
             jailer,
             accel,
             slots,
+            foundations,
             clocks: OnceCell::new(),
             held: Mutex::default(),
         }
@@ -225,8 +233,8 @@ impl Vmm for Qemu {
                 append: &append,
             },
         };
-        let of = spec.clone();
-        let enclosed = blocking(move || Enclosed::to_boot(&of)).await?;
+        let (of, foundations) = (spec.clone(), self.foundations.clone());
+        let enclosed = blocking(move || Enclosed::to_boot(&of, &foundations)).await?;
         let egress = Egress::internet();
         let machine = self
             .start(&spec.run_dir, &machine, enclosed, &spec.disk, egress)
@@ -246,8 +254,8 @@ impl Vmm for Qemu {
             network: true,
             start: command::Start::Incoming,
         };
-        let of = spec.clone();
-        let enclosed = blocking(move || Enclosed::to_restore(&of)).await?;
+        let (of, foundations) = (spec.clone(), self.foundations.clone());
+        let enclosed = blocking(move || Enclosed::to_restore(&of, &foundations)).await?;
         let egress = spec.egress.clone();
         let machine = self
             .start(&spec.run_dir, &machine, enclosed, &spec.disk, egress)

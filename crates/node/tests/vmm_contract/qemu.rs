@@ -94,10 +94,12 @@ async fn with_lab(owner: &str, work: impl AsyncFnOnce(&Lab, &Qemu)) {
     .await
     .unwrap();
     slots.release_orphans(&HashSet::new()).await.unwrap();
+    let foundations = vec![dir.path().to_owned(), assets.join("base")];
     let qemu = Arc::new(Qemu::new(
         jailer(&assets, dir.path()),
         accel(),
         slots.clone(),
+        foundations,
     ));
     let lab = Lab {
         vmm: qemu.clone(),
