@@ -3,6 +3,7 @@
 use super::{disk_path, read_entry};
 use crate::disk;
 use crate::layout::Layout;
+use dormouse_core::limits;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -53,7 +54,7 @@ impl Scan {
         let mut names = Vec::new();
         for path in children(cache)? {
             match path.extension().and_then(|extension| extension.to_str()) {
-                Some("qcow2") => scan.add_disk(&path)?,
+                Some("qcow2") => scan.add_disk(cache, &path)?,
                 Some("json") => names.push(path),
                 Some("tmp") => scan
                     .unfinished_names
@@ -64,23 +65,38 @@ impl Scan {
         for name in names {
             scan.add_name(cache, name)?;
         }
+        scan.cut_endless_chains();
         for folder in [layout.builds(), layout.vms(), layout.images()] {
             scan.add_roots(cache, &folder, 0)?;
         }
         Ok(scan)
     }
 
-    fn add_disk(&mut self, path: &Path) -> Result<(), ScanError> {
+    /// Layers in a circle, as a VMM that was taken over may write it, or over more others than a machine can open lie over
+    /// nothing that matters. As they are, those in a circle would never come up to be deleted.
+    fn cut_endless_chains(&mut self) {
+        let parent = |id: &Uuid| self.disks.get(id).and_then(|disk| disk.parent);
+        let is_endless = |id: &&Uuid| {
+            let mut below = std::iter::successors(parent(id), parent);
+            below.nth(limits::DISK_CHAIN_MAX).is_some()
+        };
+        let endless: Vec<Uuid> = self.disks.keys().filter(is_endless).copied().collect();
+        for id in endless {
+            self.disks.entry(id).or_default().parent = None;
+        }
+    }
+
+    fn add_disk(&mut self, cache: &Path, path: &Path) -> Result<(), ScanError> {
         let Some(id) = layer_id(path) else {
             return Ok(());
         };
         let Some(metadata) = present(path, path.metadata())? else {
             return Ok(());
         };
-        let backing = backing(path)?;
+        let parent = layer_below(path, cache)?;
         let entry = self.disks.entry(id).or_default();
         entry.bytes = disk::allocated(&metadata);
-        entry.parent = backing.as_deref().and_then(layer_id);
+        entry.parent = parent;
         Ok(())
     }
 
@@ -118,8 +134,7 @@ impl Scan {
             if !metadata.is_file() || !is_disk {
                 continue;
             }
-            let below = backing(&path)?.filter(|below| below.parent() == Some(cache));
-            self.roots.extend(below.as_deref().and_then(layer_id));
+            self.roots.extend(layer_below(&path, cache)?);
         }
         Ok(())
     }
@@ -148,6 +163,12 @@ impl Scan {
         }
         children
     }
+}
+
+/// The layer of the cache that a disk lies over, if it is one.
+fn layer_below(path: &Path, cache: &Path) -> Result<Option<Uuid>, ScanError> {
+    let below = backing(path)?.filter(|below| below.parent() == Some(cache));
+    Ok(below.as_deref().and_then(layer_id))
 }
 
 /// What a disk lies over. One whose header is torn lies over nothing that matters: no machine can open

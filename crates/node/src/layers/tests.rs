@@ -218,6 +218,26 @@ async fn what_a_crash_left_goes_whatever_the_bounds() {
 }
 
 #[tokio::test]
+async fn layers_that_lie_over_each_other_in_a_circle_go() {
+    let lab = Lab::new();
+    let a = lab.chain(&["a1", "a2"]).await;
+    std::fs::write(&a[0], crate::disk::head_that_says(&a[1])).unwrap();
+    assert_eq!(lab.collect(EVERYTHING).await.disks, 2);
+    assert_eq!(lab.files(), 0);
+}
+
+#[tokio::test]
+async fn a_layer_keeps_no_other_by_a_name_that_is_not_the_others() {
+    let lab = Lab::new();
+    let (a, b) = (lab.chain(&["a1"]).await, lab.chain(&["b1"]).await);
+    let elsewhere = Path::new("/elsewhere").join(b[0].file_name().unwrap());
+    std::fs::write(&a[0], crate::disk::head_that_says(&elsewhere)).unwrap();
+    lab.golden(&a[0]).await;
+    assert_eq!(lab.collect(EVERYTHING).await.disks, 1);
+    assert!(lab.finds("a1").await && !lab.finds("b1").await);
+}
+
+#[tokio::test]
 async fn an_account_does_not_see_the_layers_of_another() {
     let lab = Lab::new();
     lab.chain(&["a1"]).await;
