@@ -26,7 +26,7 @@ const REMOVE_TIMEOUT: Duration = Duration::from_secs(10);
 /// What one machine may take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Share {
-    /// Bytes of memory, the VMM's own included.
+    /// Bytes of memory, the VMM's own included, and of swap once more.
     pub(crate) memory_bytes: u64,
     /// Processors that its vCPUs may keep busy; beside others it gets its part by them, too.
     pub(crate) vcpus: u32,
@@ -217,11 +217,15 @@ fn cpu_quota_us(share: &Share) -> u64 {
 fn settings(controller: Option<&str>, share: &Share) -> Vec<Setting> {
     let quota = cpu_quota_us(share);
     let memory = share.memory_bytes.to_string();
+    // In v1 memory and swap are counted together.
+    let both = share.memory_bytes.saturating_mul(2).to_string();
     let threads = share.threads.to_string();
     let weight = 100 * share.vcpus;
     match controller {
         None => vec![
-            ("memory.max", memory, MUST),
+            ("memory.max", memory.clone(), MUST),
+            // As much again on the host's swap as a machine can have in all, so that no intact one runs into it.
+            ("memory.swap.max", memory, MAY),
             ("memory.oom.group", "1".to_owned(), MAY),
             ("cpu.max", format!("{quota} {CPU_PERIOD_US}"), MUST),
             ("cpu.max.burst", quota.to_string(), MAY),
@@ -229,7 +233,10 @@ fn settings(controller: Option<&str>, share: &Share) -> Vec<Setting> {
             ("pids.max", threads, MUST),
             ("io.weight", weight.clamp(1, 10_000).to_string(), MAY),
         ],
-        Some("memory") => vec![("memory.limit_in_bytes", memory, MUST)],
+        Some("memory") => vec![
+            ("memory.limit_in_bytes", memory, MUST),
+            ("memory.memsw.limit_in_bytes", both, MAY),
+        ],
         Some("cpu") => vec![
             ("cpu.cfs_period_us", CPU_PERIOD_US.to_string(), MUST),
             ("cpu.cfs_quota_us", quota.to_string(), MUST),
@@ -331,6 +338,9 @@ cgroup2 /sys/fs/cgroup/unified cgroup2 rw,relatime 0 0
         let unified = settings(None, &share);
         assert!(unified.contains(&("cpu.max", "300000 100000".to_owned(), MUST)));
         assert!(unified.contains(&("memory.max", "1073741824".to_owned(), MUST)));
+        assert!(unified.contains(&("memory.swap.max", "1073741824".to_owned(), MAY)));
+        let split = settings(Some("memory"), &share);
+        assert!(split.contains(&("memory.memsw.limit_in_bytes", "2147483648".to_owned(), MAY)));
         assert!(settings(Some("cpu"), &share).contains(&("cpu.shares", "2048".to_owned(), MUST)));
     }
 }
