@@ -1,6 +1,6 @@
 //! A tree of all files that a program is made of, at the paths at which it looks for them.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Component, Path, PathBuf};
@@ -31,7 +31,8 @@ fn listed_paths(listed: &str) -> Vec<PathBuf> {
     paths.collect()
 }
 
-/// Copies files into a new tree that every user may read.
+/// Copies files into a new tree that every user may read, and writes it to the disk: whoever gives it its name may trust
+/// it after a loss of power.
 ///
 /// # Errors
 /// One of them is not there, or cannot be copied.
@@ -39,7 +40,7 @@ pub fn plant(files: &[PathBuf], tree: &Path) -> io::Result<()> {
     for file in files {
         copy_into(file, tree)?;
     }
-    open_folders(tree)
+    finish_folders(tree)
 }
 
 /// Copies a file to the path in `tree` that it has on the host, links on the way to it included.
@@ -67,19 +68,20 @@ fn copy_into(file: &Path, tree: &Path) -> io::Result<()> {
     let target = folder.join(name);
     fs::copy(file, &target)?;
     let mode = fs::metadata(&target)?.permissions().mode() | 0o444;
-    fs::set_permissions(&target, fs::Permissions::from_mode(mode))
+    fs::set_permissions(&target, fs::Permissions::from_mode(mode))?;
+    File::open(&target)?.sync_all()
 }
 
 /// Lets every user look into the folders of a tree, whatever files this process makes otherwise.
-fn open_folders(folder: &Path) -> io::Result<()> {
+fn finish_folders(folder: &Path) -> io::Result<()> {
     fs::set_permissions(folder, fs::Permissions::from_mode(0o755))?;
     for entry in fs::read_dir(folder)? {
         let entry = entry?;
         if entry.file_type()?.is_dir() {
-            open_folders(&entry.path())?;
+            finish_folders(&entry.path())?;
         }
     }
-    Ok(())
+    File::open(folder)?.sync_all()
 }
 
 #[cfg(test)]

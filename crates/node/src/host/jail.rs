@@ -69,6 +69,7 @@ impl Jailer {
             remove_tree(&draft)?;
             tree::plant(&files, &draft)?;
             fs::rename(&draft, &tree)?;
+            File::open(dir)?.sync_all()?;
         }
         Ok(Self {
             jail: std::path::absolute(jail)?,
