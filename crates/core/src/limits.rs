@@ -404,12 +404,17 @@ pub const SLOTS_WARM: usize = 4;
 pub const SLOTS_MAX: u16 = 8192;
 /// Outbound connections of one MicroVM that may exist at once: the host's table of them is shared.
 pub const SLOT_CONNECTIONS_MAX: u32 = 4096;
+/// Flows of one MicroVM to the forwarder of its DNS queries that may exist at once. Each query from a new port is one for
+/// half a minute, so that this many allow some seventy in each second.
+pub const SLOT_NAME_FLOWS_MAX: u32 = 2048;
 /// How often the host's packet filter is checked to be in place.
 pub const SLOT_RULES_CHECK: Duration = Duration::from_secs(5);
 /// Largest DNS query that is forwarded, in bytes.
 pub const DNS_QUERY_BYTES_MAX: usize = 4096;
 /// DNS queries of one MicroVM that may be in flight at once.
 pub const DNS_IN_FLIGHT_MAX: usize = 64;
+/// TCP connections with DNS queries of one MicroVM that are served at once.
+pub const DNS_STREAMS_MAX: usize = 8;
 /// TCP connections of the DNS answerer at once.
 pub const DNS_CONNECTIONS_MAX: usize = 64;
 /// A DNS query is given up after this.

@@ -459,16 +459,44 @@ async fn netns_guest_has_a_bounded_number_of_connections() {
             }
         }
     });
-    let tracked = in_netns(slot.name(), || {
-        std::fs::read_to_string("/proc/sys/net/netfilter/nf_conntrack_count").unwrap()
-    });
-    let tracked: u32 = tracked.trim().parse().unwrap();
+    let tracked = tracked_connections(&slot);
     let most = limits::SLOT_CONNECTIONS_MAX;
     assert!(
         (most / 2..=most + 8).contains(&tracked),
         "{tracked} connections"
     );
     release(&pool, [slot]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn netns_guest_has_a_bounded_number_of_flows_to_its_resolver() {
+    let lab = Lab::new(19);
+    let pool = pool(&lab, 0).await;
+    let slot = pool.acquire().await.unwrap();
+    let guest = Guest::attach(&lab, &slot, 1).await;
+    in_netns(guest.netns(), || {
+        for flow in 0..limits::SLOT_NAME_FLOWS_MAX + 500 {
+            // No query, so that nothing answers; each port is a flow of its own.
+            let port = 10_000 + u16::try_from(flow).unwrap();
+            let socket = UdpSocket::bind((guest::GUEST_ADDR, port)).unwrap();
+            let _ = socket.send_to(b"x", (guest::DNS_ADDR, 53));
+            if port % 50 == 0 {
+                std::thread::sleep(Duration::from_millis(2));
+            }
+        }
+    });
+    let tracked = tracked_connections(&slot);
+    let most = limits::SLOT_NAME_FLOWS_MAX;
+    assert!((most / 2..=most + 8).contains(&tracked), "{tracked} flows");
+    release(&pool, [slot]).await;
+}
+
+/// Connections that the kernel keeps track of in a slot.
+fn tracked_connections(slot: &Slot) -> u32 {
+    let tracked = in_netns(slot.name(), || {
+        std::fs::read_to_string("/proc/sys/net/netfilter/nf_conntrack_count").unwrap()
+    });
+    tracked.trim().parse().unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread")]

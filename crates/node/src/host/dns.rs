@@ -3,7 +3,7 @@
 //! The sockets that face the guest live in its namespace, those that face the resolvers in the host's, so
 //! resolvers on the host's loopback work too. Each query goes out from a fresh socket under a random id,
 //! and only an answer to that very question comes back. A guest has a bounded number of queries in
-//! flight; beyond it datagrams are dropped and connections wait.
+//! flight, and of connections; beyond it datagrams are dropped and connections wait.
 
 mod message;
 mod resolvers;
@@ -48,12 +48,13 @@ impl Forwarder {
         let stopping = CancellationToken::new();
         let stop = stopping.clone().drop_guard();
         let task = tokio::spawn(async move {
-            let mut queries = JoinSet::new();
+            let mut served = Served::default();
             tokio::select! {
-                () = serve(&udp, &tcp, &resolvers, &mut queries) => {}
+                () = served.serve(&udp, &tcp, &resolvers) => {}
                 () = stopping.cancelled() => {}
             }
-            queries.shutdown().await;
+            served.queries.shutdown().await;
+            served.streams.shutdown().await;
         });
         Ok(Self { task, stop })
     }
@@ -96,63 +97,71 @@ fn bind() -> io::Result<(std::net::UdpSocket, std::net::TcpListener)> {
 /// An answer to send as a datagram.
 type Reply = (Vec<u8>, SocketAddr);
 
-async fn serve(
-    udp: &UdpSocket,
-    tcp: &TcpListener,
-    resolvers: &Arc<Resolvers>,
-    queries: &mut JoinSet<Option<Reply>>,
-) {
-    // One byte more than a query may have, so that a longer one is seen to be longer.
-    let mut datagram = vec![0; limits::DNS_QUERY_BYTES_MAX + 1];
-    loop {
-        let has_room = queries.len() < limits::DNS_IN_FLIGHT_MAX;
-        tokio::select! {
-            Some(done) = queries.join_next() => send_reply(udp, done).await,
-            received = udp.recv_from(&mut datagram) => {
-                let (len, peer) = match received {
-                    Ok(received) => received,
-                    Err(error) => {
-                        tracing::warn!(%error, "dns query not received");
-                        sleep(FAILURE_PAUSE).await;
-                        continue;
+/// What a guest has asked and is not answered yet.
+#[derive(Default)]
+struct Served {
+    /// Datagrams.
+    queries: JoinSet<Reply>,
+    /// Connections, each with one query at a time.
+    streams: JoinSet<()>,
+}
+
+impl Served {
+    async fn serve(&mut self, udp: &UdpSocket, tcp: &TcpListener, resolvers: &Arc<Resolvers>) {
+        // One byte more than a query may have, so that a longer one is seen to be longer.
+        let mut datagram = vec![0; limits::DNS_QUERY_BYTES_MAX + 1];
+        loop {
+            let Self { queries, streams } = self;
+            tokio::select! {
+                Some(done) = queries.join_next() => send_reply(udp, done).await,
+                Some(done) = streams.join_next() => {
+                    if let Err(error) = done {
+                        tracing::error!(%error, "dns connection failed");
                     }
-                };
-                let Some(query) = Query::parse(&datagram[..len]) else { continue };
-                if has_room {
-                    let resolvers = resolvers.clone();
-                    queries.spawn(async move {
-                        let answer = resolvers.resolve(&query, resolvers::Transport::Udp).await;
-                        Some((answer, peer))
-                    });
                 }
-            }
-            accepted = tcp.accept(), if has_room => match accepted {
-                Ok((stream, _)) => {
-                    let resolvers = resolvers.clone();
-                    queries.spawn(async move {
-                        if let Err(error) = serve_stream(stream, &resolvers).await {
-                            tracing::debug!(%error, "dns connection of a guest broke");
+                received = udp.recv_from(&mut datagram) => {
+                    let (len, peer) = match received {
+                        Ok(received) => received,
+                        Err(error) => {
+                            tracing::warn!(%error, "dns query not received");
+                            sleep(FAILURE_PAUSE).await;
+                            continue;
                         }
-                        None
-                    });
+                    };
+                    let Some(query) = Query::parse(&datagram[..len]) else { continue };
+                    if queries.len() < limits::DNS_IN_FLIGHT_MAX {
+                        let resolvers = resolvers.clone();
+                        queries.spawn(async move {
+                            (resolvers.resolve(&query, resolvers::Transport::Udp).await, peer)
+                        });
+                    }
                 }
-                Err(error) => {
-                    tracing::warn!(%error, "dns connection not accepted");
-                    sleep(FAILURE_PAUSE).await;
-                }
-            },
+                accepted = tcp.accept(), if streams.len() < limits::DNS_STREAMS_MAX => match accepted {
+                    Ok((stream, _)) => {
+                        let resolvers = resolvers.clone();
+                        streams.spawn(async move {
+                            if let Err(error) = serve_stream(stream, &resolvers).await {
+                                tracing::debug!(%error, "dns connection of a guest broke");
+                            }
+                        });
+                    }
+                    Err(error) => {
+                        tracing::warn!(%error, "dns connection not accepted");
+                        sleep(FAILURE_PAUSE).await;
+                    }
+                },
+            }
         }
     }
 }
 
-async fn send_reply(udp: &UdpSocket, done: Result<Option<Reply>, tokio::task::JoinError>) {
+async fn send_reply(udp: &UdpSocket, done: Result<Reply, tokio::task::JoinError>) {
     match done {
-        Ok(Some((answer, peer))) => {
+        Ok((answer, peer)) => {
             if let Err(error) = udp.send_to(&answer, peer).await {
                 tracing::debug!(%error, "dns answer not sent");
             }
         }
-        Ok(None) => {}
         Err(error) => tracing::error!(%error, "dns query failed"),
     }
 }
@@ -196,4 +205,43 @@ async fn write_message(stream: &mut TcpStream, message: &[u8]) -> io::Result<()>
     framed.extend(message);
     // One write, so that the length never travels alone.
     stream.write_all(&framed).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A query for `a.`, as it goes over a connection.
+    const QUERY: &[u8] = b"\0\x13\0\x07\x01\0\0\x01\0\0\0\0\0\0\x01a\0\0\x01\0\x01";
+
+    #[tokio::test]
+    async fn connections_beyond_the_limit_wait_for_one_to_end() {
+        let loopback = (std::net::Ipv4Addr::LOCALHOST, 0);
+        let udp = UdpSocket::bind(loopback).await.unwrap();
+        let tcp = TcpListener::bind(loopback).await.unwrap();
+        let addr = tcp.local_addr().unwrap();
+        // Nobody answers there, so the forwarder does at once.
+        let closed = TcpListener::bind(loopback).await.unwrap().local_addr();
+        let resolvers = Arc::new(Resolvers::new(vec![closed.unwrap()]));
+        let forwarder = tokio::spawn(async move {
+            Served::default().serve(&udp, &tcp, &resolvers).await;
+        });
+
+        let mut idle = Vec::new();
+        for _ in 0..limits::DNS_STREAMS_MAX {
+            let mut stream = TcpStream::connect(addr).await.unwrap();
+            stream.write_all(QUERY).await.unwrap();
+            read_message(&mut stream, QUERY.len()).await.unwrap();
+            idle.push(stream);
+        }
+        let mut late = TcpStream::connect(addr).await.unwrap();
+        late.write_all(QUERY).await.unwrap();
+        let short = Duration::from_millis(200);
+        let early = timeout(short, read_message(&mut late, QUERY.len())).await;
+        assert!(early.is_err(), "one too many is served");
+        idle.pop();
+        let answer = read_message(&mut late, QUERY.len()).await.unwrap();
+        assert_eq!(answer.unwrap()[..2], [0, 7]);
+        forwarder.abort();
+    }
 }

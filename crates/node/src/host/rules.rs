@@ -90,7 +90,7 @@ impl Policy {
         } else {
             let dns = guest::DNS_ADDR;
             format!(
-                "    iifname \"{TAP}\" ip daddr {dns} meta l4proto {{ tcp, udp }} th dport 53 accept\n"
+                "    iifname \"{TAP}\" ip daddr {dns} meta l4proto {{ tcp, udp }} th dport 53 goto names\n"
             )
         };
         format!(
@@ -117,6 +117,10 @@ table inet dormouse {{
     ct state invalid counter name invalid drop
     iifname "{TAP}" ct state established,related accept
 {names}    iifname "{TAP}" counter name refused drop
+  }}
+  chain names {{
+    ct state new ct count over {name_flows} counter name excess drop
+    accept
   }}
   chain forward {{
     type filter hook forward priority filter; policy drop;
@@ -146,6 +150,7 @@ table inet dormouse {{
             mac = guest::GUEST_MAC,
             guest = guest::GUEST_ADDR,
             sets = self.sets(&allowed),
+            name_flows = limits::SLOT_NAME_FLOWS_MAX,
             connections = limits::SLOT_CONNECTIONS_MAX,
         )
     }
@@ -241,8 +246,12 @@ mod tests {
                 type filter hook input priority filter; policy drop;
                 ct state invalid counter name invalid drop
                 iifname "tap0" ct state established,related accept
-                iifname "tap0" ip daddr 169.254.53.53 meta l4proto { tcp, udp } th dport 53 accept
+                iifname "tap0" ip daddr 169.254.53.53 meta l4proto { tcp, udp } th dport 53 goto names
                 iifname "tap0" counter name refused drop
+              }
+              chain names {
+                ct state new ct count over 2048 counter name excess drop
+                accept
               }
               chain forward {
                 type filter hook forward priority filter; policy drop;
@@ -335,7 +344,7 @@ mod tests {
         let rules = policy().slot_rules(egress);
         let (_, chain) = rules.split_once("chain outbound {\n").unwrap();
         let (chain, _) = chain.split_once("\n  }").unwrap();
-        (chain.to_owned(), rules.contains("th dport 53 accept"))
+        (chain.to_owned(), rules.contains("th dport 53 goto names"))
     }
 
     #[test]
