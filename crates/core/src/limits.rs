@@ -389,6 +389,8 @@ pub const HOST_MEMORY_FREE_MIN_BYTES: u64 = 256 << 20;
 pub const JAIL_FIRST_UID: u32 = 2_000_000_000;
 /// How long a jail may take to be built.
 pub const JAIL_TIMEOUT: Duration = Duration::from_secs(30);
+/// Largest disk of any machine, as its guest sees it.
+pub const DISK_BYTES_MAX: u64 = 32 << 30;
 /// Disks that may lie over each other.
 pub const DISK_CHAIN_MAX: usize = 300;
 /// Memory that a VMM may take besides its guest's, in MiB.
@@ -515,6 +517,6 @@ pub fn disk_bytes(baseline_mib: u32) -> u64 {
     match baseline_mib {
         0..=2048 => 8 * GIB,
         2049..=4096 => 16 * GIB,
-        _ => 32 * GIB,
+        _ => DISK_BYTES_MAX,
     }
 }

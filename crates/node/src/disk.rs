@@ -13,6 +13,7 @@
 
 use crate::host::jail;
 use crate::vmm::VmmError;
+use dormouse_core::limits;
 use std::ffi::OsString;
 use std::fs::{File, Metadata};
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -33,8 +34,6 @@ const BACKING_FORMAT: u32 = 0xe279_2aca;
 pub(crate) const BACKING_NAME_MAX: usize = 1023;
 /// A qcow2 file's header ends with its first cluster, and no cluster is larger.
 const HEAD_MAX: u64 = 2 << 20;
-/// Largest disk: its L1 table's reference counts fit one cluster with room to spare.
-pub(crate) const SIZE_MAX: u64 = 1 << 46;
 const SECTOR: u64 = 512;
 
 /// Format of a disk image, told by its name: what a guest wrote at the start of a raw disk must never
@@ -243,7 +242,8 @@ pub(crate) fn read_virtual_size(file: &mut (impl Read + Seek)) -> io::Result<u64
 }
 
 fn check_size(size: u64) -> io::Result<u64> {
-    if size == 0 || size > SIZE_MAX || !size.is_multiple_of(SECTOR) {
+    // A header may say anything: a layer that lies about its size would let every guest above it fill the host's disk.
+    if size == 0 || size > limits::DISK_BYTES_MAX || !size.is_multiple_of(SECTOR) {
         return Err(invalid("backing disk has a size that no disk has"));
     }
     Ok(size)
@@ -386,6 +386,26 @@ mod tests {
             std::fs::write(&overlay, bytes).unwrap();
             let error = backing_blocking(&overlay).unwrap_err();
             assert_eq!(error.kind(), io::ErrorKind::InvalidData, "{offset}");
+        }
+    }
+
+    #[tokio::test]
+    async fn nothing_lies_over_a_disk_that_is_larger_than_any() {
+        let dir = tempfile::tempdir().unwrap();
+        let layer = dir.path().join("a.qcow2");
+        create_overlay(&raw(dir.path(), 1 << 20), &layer)
+            .await
+            .unwrap();
+        let mut bytes = std::fs::read(&layer).unwrap();
+        for (size, taken) in [
+            (limits::DISK_BYTES_MAX, true),
+            (limits::DISK_BYTES_MAX + SECTOR, false),
+        ] {
+            bytes[24..32].copy_from_slice(&size.to_be_bytes());
+            std::fs::write(&layer, &bytes).unwrap();
+            let overlay = dir.path().join(format!("{size}.qcow2"));
+            let made = create_overlay(&layer, &overlay).await;
+            assert_eq!(made.is_ok(), taken, "{size}");
         }
     }
 

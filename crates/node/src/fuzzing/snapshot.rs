@@ -5,7 +5,7 @@ use crate::snapshot::Manifest;
 use crate::vmm::qemu;
 use crate::working_set::WorkingSet;
 use dormouse_core::guest::GENERATION;
-use dormouse_core::limits::PREFETCH_BYTES_MAX;
+use dormouse_core::limits::{DISK_BYTES_MAX, PREFETCH_BYTES_MAX};
 use std::fs::File;
 use std::io::{self, ErrorKind, Seek, Write};
 
@@ -65,7 +65,7 @@ fn disk_header(data: &[u8]) -> io::Result<()> {
         assert!((1..=disk::BACKING_NAME_MAX).contains(&len));
     }
     if let Some(size) = whole_or_damaged(&mut file, disk::read_virtual_size)? {
-        assert!(size <= disk::SIZE_MAX);
+        assert!(size <= DISK_BYTES_MAX);
     }
     Ok(())
 }
