@@ -397,6 +397,9 @@ pub const DISK_CHAIN_MAX: usize = 300;
 pub const VMM_OVERHEAD_MIB: u64 = 256;
 /// Memory that software emulation may take for translated code besides that, in MiB.
 pub const VMM_TRANSLATION_MIB: u64 = 1024;
+/// Bytes that a VMM may write to one file besides twice the size of its guest's disk: a qcow2 file is larger than what is
+/// in it, and device states and messages are files, too.
+pub const VMM_FILE_SPARE_BYTES: u64 = 1 << 30;
 /// Processes and threads of a VMM besides its vCPUs: its input and output has up to 64.
 pub const VMM_THREADS: u32 = 80;
 

@@ -23,6 +23,8 @@ pub struct Spec {
     pub mount_point: PathBuf,
     /// Files and folders of the host that the program sees, at the paths that they have there.
     pub shown: Vec<Shown>,
+    /// Bytes of the largest file that it may write; a write beyond them fails.
+    pub file_bytes_max: u64,
     /// Whether it may use `/dev/kvm`.
     pub kvm: bool,
     /// Descriptors besides the standard streams that it inherits.

@@ -9,7 +9,7 @@
 //! | `no_new_privs` | winning rights by running a program |
 //! | Landlock, where the kernel has it | files again, should a mount be wrong |
 //! | seccomp allow-list | system calls that a VMM has no use for |
-//! | limits: no core dumps | memory of guests on the host's disk |
+//! | limits: no core dumps, size of a file | memory of guests on the host's disk; filling it |
 //!
 //! It runs as root, in one thread, for a few milliseconds, and reads nothing that a guest could have written. The program
 //! is process 1 of its namespace, so whatever it starts dies with it.
@@ -79,6 +79,7 @@ fn start() -> Result<u32, JailError> {
     root::enter(&spec)?;
     rustix::system::sethostname(HOSTNAME).map_err(JailError::io("set host name"))?;
     forbid_core_dumps()?;
+    limit_files(spec.file_bytes_max)?;
     let fence = syscalls::fence().map_err(JailError::io("compile system call filter"))?;
 
     let log = io::stderr();
@@ -133,4 +134,17 @@ fn forbid_core_dumps() -> Result<(), JailError> {
         maximum: Some(0),
     };
     setrlimit(Resource::Core, none).map_err(JailError::io("forbid core dumps"))
+}
+
+fn limit_files(bytes: u64) -> Result<(), JailError> {
+    let limit = Rlimit {
+        current: Some(bytes),
+        maximum: Some(bytes),
+    };
+    setrlimit(Resource::Fsize, limit).map_err(JailError::io("limit the size of files"))?;
+    // SAFETY: a signal that is ignored has no handler; what the program inherits is that the write fails, not its end.
+    match unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) } {
+        libc::SIG_ERR => Err(JailError::io("ignore SIGXFSZ")(io::Error::last_os_error())),
+        _ => Ok(()),
+    }
 }

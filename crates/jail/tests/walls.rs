@@ -7,11 +7,12 @@ use std::ffi::{CString, OsString};
 use std::fmt::Write;
 use std::fs::{self, File};
 use std::io::{self, Read};
-use std::os::unix::fs::{PermissionsExt, chown};
+use std::os::unix::fs::{FileExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 const UID: u32 = 1_999_999_999;
+const FILE_BYTES_MAX: u64 = 1 << 20;
 const INSIDE: &str = "--inside";
 
 fn main() {
@@ -81,6 +82,7 @@ impl Site {
                     writable: false,
                 },
             ],
+            file_bytes_max: FILE_BYTES_MAX,
             kvm: false,
             descriptors: Vec::new(),
             program: "/usr/bin/attempts".into(),
@@ -128,6 +130,7 @@ fn walls() {
         read what is root's there: refused
         list the folder: refused
         write what it was lent: allowed
+        write more than a file may hold: refused
         write what is read-only: refused
         make a file there: refused
         make a file in /: refused
@@ -231,6 +234,10 @@ fn attempts(shown: &Path) -> String {
         fs::write(shown.join("lent"), "mine"),
     );
     attempt(
+        "write more than a file may hold",
+        write_at(&shown.join("lent"), FILE_BYTES_MAX),
+    );
+    attempt(
         "write what is read-only",
         fs::write(shown.join("readable"), "mine"),
     );
@@ -312,6 +319,13 @@ fn attempts(shown: &Path) -> String {
 
 fn read(path: &Path) -> io::Result<()> {
     File::open(path)?.read_exact(&mut [0])
+}
+
+fn write_at(path: &Path, offset: u64) -> io::Result<()> {
+    File::options()
+        .write(true)
+        .open(path)?
+        .write_all_at(b"1", offset)
 }
 
 fn call(number: libc::c_long, arguments: [i64; 3]) -> i64 {

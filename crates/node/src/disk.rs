@@ -219,7 +219,7 @@ fn backing_name(backing: &Path, overlay: &Path) -> io::Result<PathBuf> {
 }
 
 /// The size of a disk as its guest sees it.
-fn virtual_size(disk: &Path) -> io::Result<u64> {
+pub(crate) fn virtual_size(disk: &Path) -> io::Result<u64> {
     let mut file = File::open(disk)?;
     let size = match Format::of(disk) {
         Format::Raw => file.metadata()?.len(),

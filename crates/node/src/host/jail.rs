@@ -48,6 +48,8 @@ pub(crate) struct Cell {
     pub(crate) cgroups: Vec<PathBuf>,
     /// What it sees of the host.
     pub(crate) shown: Vec<Shown>,
+    /// Bytes of the largest file that it may write.
+    pub(crate) file_bytes_max: u64,
     /// Whether it may use `/dev/kvm`.
     pub(crate) kvm: bool,
 }
@@ -99,6 +101,7 @@ impl Jailer {
             tree: self.tree.clone(),
             mount_point: self.mount_point.clone(),
             shown,
+            file_bytes_max: cell.file_bytes_max,
             kvm: cell.kvm,
             descriptors: vec![descriptor.as_raw_fd()],
             program: self.program.clone(),

@@ -181,6 +181,7 @@ impl Qemu {
             uid: slot.uid(),
             cgroups: slot.confine(share(machine)).await?,
             shown: enclosed.shown,
+            file_bytes_max: enclosed.file_bytes_max,
             kvm: self.accel == Accel::Kvm,
         };
         let tap = slot.open_tap().await?;

@@ -20,16 +20,18 @@ pub(super) struct Enclosed {
     pub(super) shown: Vec<Shown>,
     /// Those among them that it writes to.
     pub(super) lent: Vec<PathBuf>,
+    /// Bytes of the largest file that it may write.
+    pub(super) file_bytes_max: u64,
 }
 
 impl Enclosed {
     /// `foundations` are the folders of the disks that others may lie over.
     pub(super) fn to_restore(spec: &RestoreSpec, foundations: &[PathBuf]) -> io::Result<Self> {
         let mut enclosed = Self::default();
-        enclosed.lend(&spec.disk)?;
+        // Not by the header of `disk`, which the machine could have written: neither its size nor what lies below.
+        enclosed.lend(&spec.disk, disk::virtual_size(&spec.golden_disk)?)?;
         enclosed.show(&spec.golden_memory)?;
         enclosed.show(Path::new(OVERCOMMIT))?;
-        // Not by the header of `disk`, which the machine could have written.
         enclosed.show_disk(&spec.golden_disk, foundations)?;
         Ok(enclosed)
     }
@@ -40,10 +42,11 @@ impl Enclosed {
         enclosed.show(&spec.kernel)?;
         enclosed.show(&spec.initramfs)?;
         if let Some(memory) = &spec.golden_memory {
-            create(memory)?.set_len(u64::from(spec.memory_mib) << 20)?;
-            enclosed.lend(memory)?;
+            let bytes = u64::from(spec.memory_mib) << 20;
+            create(memory)?.set_len(bytes)?;
+            enclosed.lend(memory, bytes)?;
         }
-        enclosed.lend(&spec.disk)?;
+        enclosed.lend(&spec.disk, disk::virtual_size(&spec.disk)?)?;
         enclosed.show_backing_of(&spec.disk, foundations)?;
         // Where the disks will be that it is switched to.
         if let Some(folder) = spec.disk.parent() {
@@ -52,7 +55,7 @@ impl Enclosed {
         }
         for disk in &spec.disks {
             if disk.writable {
-                enclosed.lend(&disk.path)?;
+                enclosed.lend(&disk.path, limits::DISK_BYTES_MAX)?;
                 enclosed.show_backing_of(&disk.path, foundations)?;
             } else {
                 enclosed.show_disk(&disk.path, foundations)?;
@@ -61,9 +64,12 @@ impl Enclosed {
         Ok(enclosed)
     }
 
-    fn lend(&mut self, file: &Path) -> io::Result<()> {
+    /// Lends a file with `bytes` of memory or disk in it.
+    fn lend(&mut self, file: &Path, bytes: u64) -> io::Result<()> {
         self.shown.push(writable(file)?);
         self.lent.push(file.to_owned());
+        let most = 2 * bytes + limits::VMM_FILE_SPARE_BYTES;
+        self.file_bytes_max = self.file_bytes_max.max(most);
         Ok(())
     }
 
@@ -219,6 +225,30 @@ mod tests {
         for path in &secrets {
             assert_eq!(mode(path), 0o600, "{}", path.display());
         }
+    }
+
+    #[tokio::test]
+    async fn a_restored_machine_writes_no_more_than_its_golden_disk_allows() {
+        let lab = Lab::new().await;
+        let own = lab.layout.vms().join("disk.qcow2");
+        disk::create_larger_overlay(&lab.top, &own, limits::DISK_BYTES_MAX)
+            .await
+            .unwrap();
+        let memory = lab.layout.builds().join("memory");
+        fs::write(&memory, "").unwrap();
+        let spec = RestoreSpec {
+            run_dir: lab.layout.vms(),
+            disk: own,
+            memory_mib: 512,
+            vcpus: 1,
+            golden_memory: memory,
+            golden_disk: lab.top.clone(),
+            state: crate::vmm::StateSource::Golden(lab.layout.builds().join("state")),
+            egress: dormouse_core::egress::Egress::NONE,
+        };
+        let enclosed = Enclosed::to_restore(&spec, &lab.layout.foundations()).unwrap();
+        let most = (2 << 20) + limits::VMM_FILE_SPARE_BYTES;
+        assert_eq!(enclosed.file_bytes_max, most);
     }
 
     #[tokio::test]

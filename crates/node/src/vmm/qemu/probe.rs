@@ -53,6 +53,7 @@ pub(in crate::vmm) async fn boot_probe(
         uid: PROBE_UID,
         cgroups: Vec::new(),
         shown: shown.map_err(VmmError::io("show the probe guest's files"))?,
+        file_bytes_max: limits::VMM_FILE_SPARE_BYTES,
         kvm: accel == Accel::Kvm,
     };
     let began = Instant::now();
