@@ -85,8 +85,8 @@ impl Netlink {
                     continue;
                 }
                 match message.kind {
-                    TYPE_DONE => return Ok(()),
-                    TYPE_ERROR => return verdict(message.payload),
+                    // What breaks a list off is told at its end.
+                    TYPE_DONE | TYPE_ERROR => return verdict(message.payload),
                     _ => entry(message.payload),
                 }
             }
@@ -94,7 +94,7 @@ impl Netlink {
     }
 }
 
-/// An error message carries zero for success and a negative error number otherwise.
+/// An error message and the end of a list carry zero for success and a negative error number otherwise.
 fn verdict(payload: &[u8]) -> io::Result<()> {
     match payload
         .first_chunk()
@@ -177,6 +177,20 @@ mod tests {
         assert_eq!(Messages(&bytes).count(), 0);
         bytes[0] = 3;
         assert_eq!(Messages(&bytes).count(), 0);
+    }
+
+    #[test]
+    fn a_list_that_the_kernel_cannot_give_is_an_error() {
+        const DUMP_BY_FAMILY: u16 = 20;
+        // `struct inet_diag_req_v2` for a protocol that nobody has.
+        let mut unknown = [0; 56];
+        unknown[..2].copy_from_slice(&[2, 254]);
+        let mut netlink = Netlink::open(Some(rustix::net::netlink::SOCK_DIAG)).expect("a socket");
+        let error = netlink.dump(DUMP_BY_FAMILY, &unknown, |_| {});
+        assert_eq!(
+            error.expect_err("no such list").kind(),
+            io::ErrorKind::NotFound
+        );
     }
 
     #[test]
