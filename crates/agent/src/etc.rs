@@ -1,6 +1,7 @@
 //! The files that tell the app its name and where to ask for others: `/etc/hostname`, `/etc/hosts` and
 //! `/etc/resolv.conf`. As with Docker they are the runtime's, whatever the image says.
 
+use crate::console;
 use dormouse_core::guest::{DNS_ADDR, GUEST_ADDR};
 use std::fs;
 use std::io::{self, Read, Write};
@@ -23,22 +24,37 @@ pub(crate) fn write_at_boot() -> io::Result<()> {
         Path::new("/etc/hosts"),
         fresh_hosts(FIRST_HOSTNAME).as_bytes(),
     )?;
-    set_kernel_and_file(FIRST_HOSTNAME)
+    set_hostname(FIRST_HOSTNAME)?;
+    write_hostname(FIRST_HOSTNAME)
 }
 
-/// Gives the VM its name. Lines of `/etc/hosts` that the app added stay.
-pub(crate) fn set_hostname(hostname: &str) -> io::Result<()> {
+/// Gives the VM another name, and another machine id where it has one. A file that cannot be written stays as it is: an app
+/// that has filled its disk, or made it read-only, is to run all the same.
+pub(crate) fn rename(hostname: &str, machine_id: [u8; 16]) -> io::Result<()> {
+    set_hostname(hostname)?;
+    for (file, written) in [
+        ("hosts", rename_in_hosts(hostname)),
+        ("hostname", write_hostname(hostname)),
+        ("machine-id", renew_machine_id(machine_id)),
+    ] {
+        if let Err(error) = written {
+            console::say(format_args!("cannot write /etc/{file}: {error}"));
+        }
+    }
+    Ok(())
+}
+
+/// Lines that the app added stay.
+fn rename_in_hosts(hostname: &str) -> io::Result<()> {
     let path = Path::new("/etc/hosts");
     let hosts = match read_regular(path, HOSTS_BYTES_MAX) {
         Some(text) => renamed_hosts(&text, hostname),
         None => fresh_hosts(hostname),
     };
-    rewrite(path, hosts.as_bytes())?;
-    set_kernel_and_file(hostname)
+    rewrite(path, hosts.as_bytes())
 }
 
-/// Gives a VM that has a machine id one of its own.
-pub(crate) fn renew_machine_id(id: [u8; 16]) -> io::Result<()> {
+fn renew_machine_id(id: [u8; 16]) -> io::Result<()> {
     let path = Path::new("/etc/machine-id");
     match fs::symlink_metadata(path) {
         Ok(found) if found.is_file() => rewrite(path, format!("{}\n", hex::encode(id)).as_bytes()),
@@ -54,8 +70,11 @@ pub(crate) fn is_hostname(name: &str) -> bool {
         && !name.starts_with(['-', '.'])
 }
 
-fn set_kernel_and_file(hostname: &str) -> io::Result<()> {
-    rustix::system::sethostname(hostname.as_bytes())?;
+fn set_hostname(hostname: &str) -> io::Result<()> {
+    Ok(rustix::system::sethostname(hostname.as_bytes())?)
+}
+
+fn write_hostname(hostname: &str) -> io::Result<()> {
     rewrite(
         Path::new("/etc/hostname"),
         format!("{hostname}\n").as_bytes(),

@@ -54,7 +54,10 @@ impl FreezeError {
 #[derive(Debug)]
 pub(crate) struct Freezer {
     guest: Arc<Cgroup>,
-    turn: Mutex<()>,
+    /// One freeze or thaw at a time: both at once would leave neither. It holds the name under which the machine was
+    /// thawed last, none before it ever was. A snapshot keeps that, and so tells a clone from a machine that has slept;
+    /// the kernel's name is an app's to change that has all capabilities.
+    turn: Mutex<Option<String>>,
     /// Where the agent's threads may run when nothing is frozen; set while they are kept together. Apart from the turn:
     /// whoever lets them go again keeps no process from starting.
     together: Mutex<Option<Scattered>>,
@@ -140,7 +143,7 @@ impl Freezer {
     /// Makes the VM its own, then runs the customer's processes. When a step fails they stay stopped, and
     /// the call can be made again. Not frozen is fine. [`Freezer::scatter`] comes a moment later.
     pub(crate) fn thaw(&self, spec: &ThawSpec) -> Result<(), FreezeError> {
-        let _turn = self.turn();
+        let mut name = self.turn();
         let seed = hex::decode(&spec.entropy_hex).map_err(|_| FreezeError::Seed)?;
         if !random::SEED_BYTES.contains(&seed.len()) {
             return Err(FreezeError::Seed);
@@ -152,17 +155,17 @@ impl Freezer {
             return Err(FreezeError::DiskFrozen);
         }
         set_clock(spec.wall_clock_ns).map_err(FreezeError::step("set the clock"))?;
-        timers::run_due().map_err(FreezeError::step("run timers that are due"))?;
+        timers::run_due().unwrap_or_else(later);
         random::reseed(&seed).map_err(FreezeError::step("reseed the random generator"))?;
         sockets::abort_outbound().map_err(FreezeError::step("abort stale connections"))?;
-        etc::set_hostname(&spec.hostname).map_err(FreezeError::step("set the host name"))?;
-        random::public_id()
-            .and_then(etc::renew_machine_id)
-            .map_err(FreezeError::step("renew the machine id"))?;
+        if name.as_ref() != Some(&spec.hostname) {
+            part_from_snapshot(&spec.hostname)?;
+        }
         self.guest
             .set_frozen(false, TIMEOUT)
             .map_err(FreezeError::step("run the app"))?;
         self.processes_frozen.store(false, Ordering::SeqCst);
+        *name = Some(spec.hostname.clone());
         Ok(())
     }
 
@@ -183,8 +186,7 @@ impl Freezer {
         Ok(())
     }
 
-    /// One at a time: a freeze and a thaw at once would leave neither.
-    fn turn(&self) -> MutexGuard<'_, ()> {
+    fn turn(&self) -> MutexGuard<'_, Option<String>> {
         self.turn.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -193,11 +195,22 @@ impl Freezer {
     }
 }
 
+/// Makes a clone a machine of its own, which one that has only slept is already.
+fn part_from_snapshot(hostname: &str) -> Result<(), FreezeError> {
+    let machine_id = random::public_id().map_err(FreezeError::step("draw a machine id"))?;
+    etc::rename(hostname, machine_id).map_err(FreezeError::step("set the host name"))
+}
+
 /// Says that where the agent runs could not be changed, which costs nothing but time.
 fn slower(error: io::Error) {
     console::say(format_args!(
         "the agent's threads stay where they are: {error}"
     ));
+}
+
+/// Says that timers that became due in the sleep were not run, which costs the app nothing but time.
+fn later(error: io::Error) {
+    console::say(format_args!("timers that are due come late: {error}"));
 }
 
 /// Sets the wall clock, unless it is right: after a sleep it went on by itself, and what the host says was under way for a while.
@@ -213,3 +226,6 @@ fn set_clock(wall_clock_ns: u64) -> rustix::io::Result<()> {
     };
     clock_settime(ClockId::Realtime, time)
 }
+
+#[cfg(test)]
+mod tests;

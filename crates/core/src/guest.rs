@@ -273,7 +273,7 @@ pub struct ThawSpec {
     pub wall_clock_ns: u64,
     /// Fresh random bytes from the host, in hex, to reseed the kernel's generator.
     pub entropy_hex: String,
-    /// The VM's host name.
+    /// The VM's host name: that of its last thaw for one that has slept, another for a clone.
     pub hostname: String,
 }
 

@@ -1,0 +1,97 @@
+//! Thaws of a machine that is the test's own: a root, a name and a network that nobody else sees. Needs root.
+
+use super::*;
+use rustix::fs::{Mode, OFlags, open};
+use rustix::mount::{MountFlags, MountPropagationFlags, mount_bind, mount_change, mount_remount};
+use rustix::thread::{UnshareFlags, unshare_unsafe};
+use std::fs;
+use std::path::Path;
+
+const MACHINE_ID: &str = "/etc/machine-id";
+
+/// Runs a test in a thread that has left all that a thaw changes, with the freezer of its machine.
+fn on_a_machine(test: impl FnOnce(Freezer) + Send + 'static) {
+    let root = tempfile::tempdir().unwrap();
+    let path = root.path().to_owned();
+    let tested = std::thread::spawn(move || {
+        enter(&path);
+        test(freezer());
+    });
+    tested.join().unwrap();
+}
+
+fn enter(root: &Path) {
+    for folder in ["dev", "etc", "cgroup"] {
+        fs::create_dir(root.join(folder)).unwrap();
+    }
+    let random = root.join("dev/urandom");
+    fs::write(&random, "").unwrap();
+    let own = UnshareFlags::NEWNS | UnshareFlags::NEWUTS | UnshareFlags::NEWNET;
+    // SAFETY: descriptor tables, which alone are dangerous to take apart, are left as they are.
+    unsafe { unshare_unsafe(own) }.unwrap();
+    let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
+    mount_change("/", private).unwrap();
+    mount_bind("/dev/urandom", &random).unwrap();
+    rustix::process::chroot(root).unwrap();
+    rustix::process::chdir("/").unwrap();
+    fs::write(MACHINE_ID, "the image's\n").unwrap();
+}
+
+/// A freezer whose control group is a folder that says what it is told.
+fn freezer() -> Freezer {
+    fs::write("/cgroup/cgroup.freeze", "1").unwrap();
+    fs::write("/cgroup/cgroup.events", "populated 1\nfrozen 0\n").unwrap();
+    let flags = OFlags::DIRECTORY | OFlags::RDONLY;
+    let group = open("/cgroup", flags, Mode::empty()).unwrap();
+    Freezer::new(Arc::new(Cgroup::root(group)))
+}
+
+fn thaw(freezer: &Freezer, hostname: &str) {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+    let spec = ThawSpec {
+        wall_clock_ns: now.as_nanos().try_into().unwrap(),
+        entropy_hex: "5a".repeat(64),
+        hostname: hostname.to_owned(),
+    };
+    freezer.thaw(&spec).unwrap();
+}
+
+fn kernels_name() -> String {
+    let name = rustix::system::uname();
+    name.nodename().to_str().unwrap().to_owned()
+}
+
+#[test]
+fn a_clone_gets_another_machine_id_and_a_machine_that_slept_keeps_its_own() {
+    on_a_machine(|freezer| {
+        let machine_id = || fs::read_to_string(MACHINE_ID).unwrap();
+        thaw(&freezer, "one");
+        let own = machine_id();
+        assert_eq!(own.len(), 33, "{own}");
+        fs::write("/etc/hosts", "the app's\n").unwrap();
+        rustix::system::sethostname(b"the-apps").unwrap();
+        thaw(&freezer, "one");
+        assert_eq!(machine_id(), own);
+        assert_eq!(fs::read_to_string("/etc/hosts").unwrap(), "the app's\n");
+        assert_eq!(kernels_name(), "the-apps");
+
+        thaw(&freezer, "two");
+        assert_ne!(machine_id(), own);
+        assert_eq!(kernels_name(), "two");
+        assert_eq!(fs::read_to_string("/etc/hostname").unwrap(), "two\n");
+        let hosts = fs::read_to_string("/etc/hosts").unwrap();
+        assert_eq!(hosts, "the app's\n10.0.0.2\ttwo\n");
+    });
+}
+
+#[test]
+fn a_clone_whose_files_cannot_be_written_runs_all_the_same() {
+    on_a_machine(|freezer| {
+        mount_bind("/etc", "/etc").unwrap();
+        let flags = MountFlags::BIND | MountFlags::RDONLY;
+        mount_remount("/etc", flags, c"").unwrap();
+        thaw(&freezer, "one");
+        assert_eq!(kernels_name(), "one");
+        assert_eq!(fs::read_to_string("/cgroup/cgroup.freeze").unwrap(), "0");
+    });
+}
