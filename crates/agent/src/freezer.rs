@@ -157,7 +157,7 @@ impl Freezer {
         set_clock(spec.wall_clock_ns).map_err(FreezeError::step("set the clock"))?;
         timers::run_due().unwrap_or_else(later);
         random::reseed(&seed).map_err(FreezeError::step("reseed the random generator"))?;
-        sockets::abort_outbound().map_err(FreezeError::step("abort stale connections"))?;
+        sockets::abort_tcp().map_err(FreezeError::step("abort stale connections"))?;
         if name.as_ref() != Some(&spec.hostname) {
             part_from_snapshot(&spec.hostname)?;
         }
@@ -197,6 +197,7 @@ impl Freezer {
 
 /// Makes a clone a machine of its own, which one that has only slept is already.
 fn part_from_snapshot(hostname: &str) -> Result<(), FreezeError> {
+    sockets::abort_udp().map_err(FreezeError::step("abort stale UDP sockets"))?;
     let machine_id = random::public_id().map_err(FreezeError::step("draw a machine id"))?;
     etc::rename(hostname, machine_id).map_err(FreezeError::step("set the host name"))
 }

@@ -1,8 +1,13 @@
 //! Ending the connections that a snapshot remembers but nobody else does.
 //!
 //! Their peers talk to the VM that the snapshot was made of, or to nobody. An app that finds them dead at
-//! once connects anew; one that finds them silent waits for minutes.
+//! once connects anew; one that finds them silent waits for minutes. And two clones that went on with one of them would
+//! encrypt different things with the same keys and numbers.
+//!
+//! Only the network namespace that the app starts in is looked through. What an app with all capabilities has in others is
+//! not reached, nor are sessions that it keeps itself, over a UDP socket without a peer.
 
+use crate::console;
 use crate::netlink::Netlink;
 use dormouse_core::guest::{AGENT_PORT, GUEST_ADDR};
 use std::io;
@@ -12,8 +17,9 @@ const DUMP_BY_FAMILY: u16 = 20;
 const DESTROY: u16 = 21;
 const FAMILIES: [u8; 2] = [2, 10];
 const TCP: u8 = 6;
+const UDP: u8 = 17;
 /// Bits of the states of `TCP_ESTABLISHED`, `SYN_SENT`, `SYN_RECV`, `FIN_WAIT1`, `FIN_WAIT2`, `CLOSE_WAIT`,
-/// `LAST_ACK` and `CLOSING`: every state in which there is a peer to wait for.
+/// `LAST_ACK` and `CLOSING`: every state in which there is a peer to wait for. The first is also that of a UDP socket with a peer.
 const STATES: u32 = 1 << 1 | 1 << 2 | 1 << 3 | 1 << 4 | 1 << 5 | 1 << 8 | 1 << 9 | 1 << 11;
 /// Length of `struct inet_diag_sockid`.
 const ID_LEN: usize = 48;
@@ -21,16 +27,31 @@ const ID_LEN: usize = 48;
 const ID_OFFSET: usize = 4;
 
 /// Aborts every TCP connection that leaves the VM, but those of the agent with the host.
-pub(crate) fn abort_outbound() -> io::Result<()> {
+pub(crate) fn abort_tcp() -> io::Result<()> {
+    abort(TCP, |id| id.leaves_the_vm() && !id.is_the_agents())
+}
+
+/// Takes its peer from every UDP socket that has one outside of the VM. A kernel that cannot list them keeps them.
+pub(crate) fn abort_udp() -> io::Result<()> {
+    match abort(UDP, SocketId::leaves_the_vm) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            console::say(format_args!("this kernel lists no UDP sockets"));
+            Ok(())
+        }
+        aborted => aborted,
+    }
+}
+
+fn abort(protocol: u8, is_stale: impl Fn(&SocketId) -> bool) -> io::Result<()> {
     let mut netlink = Netlink::open(Some(rustix::net::netlink::SOCK_DIAG))?;
     for family in FAMILIES {
         let mut stale = Vec::new();
-        let all = request(family, &[0; ID_LEN]);
+        let all = request(family, protocol, &[0; ID_LEN]);
         netlink.dump(DUMP_BY_FAMILY, &all, |entry| {
-            stale.extend(SocketId::parse(family, entry).filter(SocketId::leaves_the_vm));
+            stale.extend(SocketId::parse(family, entry).filter(&is_stale));
         })?;
         for id in stale {
-            match netlink.request(DESTROY, 0, &request(family, &id.raw)) {
+            match netlink.request(DESTROY, 0, &request(family, protocol, &id.raw)) {
                 Ok(()) => {}
                 // It ended by itself meanwhile.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -42,8 +63,8 @@ pub(crate) fn abort_outbound() -> io::Result<()> {
 }
 
 /// `struct inet_diag_req_v2`
-fn request(family: u8, id: &[u8; ID_LEN]) -> Vec<u8> {
-    let mut payload = vec![family, TCP, 0, 0];
+fn request(family: u8, protocol: u8, id: &[u8; ID_LEN]) -> Vec<u8> {
+    let mut payload = vec![family, protocol, 0, 0];
     payload.extend(STATES.to_ne_bytes());
     payload.extend(id);
     payload
@@ -74,9 +95,12 @@ impl SocketId {
         })
     }
 
+    fn is_the_agents(&self) -> bool {
+        self.local_port == AGENT_PORT
+    }
+
     fn leaves_the_vm(&self) -> bool {
-        let is_own = self.peer.is_loopback() || self.peer == IpAddr::V4(GUEST_ADDR);
-        !is_own && self.local_port != AGENT_PORT
+        !self.peer.is_loopback() && self.peer != IpAddr::V4(GUEST_ADDR)
     }
 }
 
@@ -92,21 +116,28 @@ mod tests {
     }
 
     #[test]
+    fn only_the_agents_own_connections_are_the_hosts() {
+        for (port, agents) in [(AGENT_PORT, true), (8080, false)] {
+            let id = SocketId::parse(2, &entry(port, &[10, 0, 0, 1])).expect("long enough");
+            assert_eq!(id.is_the_agents(), agents);
+        }
+    }
+
+    #[test]
     fn only_connections_that_leave_the_vm_are_stale() {
         let mapped = |octets: [u8; 4]| Ipv4Addr::from(octets).to_ipv6_mapped().octets();
-        for (family, port, peer, leaves) in [
-            (2, 40_000, &[93, 184, 1, 1][..], true),
-            (2, 40_000, &[169, 254, 53, 53], true),
-            (2, 40_000, &[127, 0, 0, 1], false),
-            (2, 40_000, &[10, 0, 0, 2], false),
-            (2, AGENT_PORT, &[10, 0, 0, 1], false),
-            (2, 8080, &[10, 0, 0, 1], true),
-            (10, 8080, &mapped([127, 0, 0, 1]), false),
-            (10, 8080, &mapped([93, 184, 1, 1]), true),
-            (10, 8080, &Ipv6Addr::LOCALHOST.octets(), false),
+        for (family, peer, leaves) in [
+            (2, &[93, 184, 1, 1][..], true),
+            (2, &[169, 254, 53, 53], true),
+            (2, &[127, 0, 0, 1], false),
+            (2, &[10, 0, 0, 2], false),
+            (2, &[10, 0, 0, 1], true),
+            (10, &mapped([127, 0, 0, 1]), false),
+            (10, &mapped([93, 184, 1, 1]), true),
+            (10, &Ipv6Addr::LOCALHOST.octets(), false),
         ] {
-            let id = SocketId::parse(family, &entry(port, peer)).expect("long enough");
-            assert_eq!(id.leaves_the_vm(), leaves, "{port} {peer:?}");
+            let id = SocketId::parse(family, &entry(8080, peer)).expect("long enough");
+            assert_eq!(id.leaves_the_vm(), leaves, "{peer:?}");
         }
         assert!(SocketId::parse(2, &[0; 20]).is_none());
     }

@@ -5,9 +5,12 @@ use rustix::fs::{Mode, OFlags, open};
 use rustix::mount::{MountFlags, MountPropagationFlags, mount_bind, mount_change, mount_remount};
 use rustix::thread::{UnshareFlags, unshare_unsafe};
 use std::fs;
+use std::net::UdpSocket;
 use std::path::Path;
+use std::process::Command;
 
 const MACHINE_ID: &str = "/etc/machine-id";
+const OUTSIDE: &str = "192.0.2.7:443";
 
 /// Runs a test in a thread that has left all that a thaw changes, with the freezer of its machine.
 fn on_a_machine(test: impl FnOnce(Freezer) + Send + 'static) {
@@ -32,6 +35,9 @@ fn enter(root: &Path) {
     let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
     mount_change("/", private).unwrap();
     mount_bind("/dev/urandom", &random).unwrap();
+    crate::network::bring_up_loopback().unwrap();
+    let address = ["address", "add", "192.0.2.1/24", "dev", "lo"];
+    assert!(Command::new("ip").args(address).status().unwrap().success());
     rustix::process::chroot(root).unwrap();
     rustix::process::chdir("/").unwrap();
     fs::write(MACHINE_ID, "the image's\n").unwrap();
@@ -93,5 +99,34 @@ fn a_clone_whose_files_cannot_be_written_runs_all_the_same() {
         thaw(&freezer, "one");
         assert_eq!(kernels_name(), "one");
         assert_eq!(fs::read_to_string("/cgroup/cgroup.freeze").unwrap(), "0");
+    });
+}
+
+#[test]
+fn a_clone_has_no_udp_socket_with_a_peer_outside() {
+    on_a_machine(|freezer| {
+        let socket = |own: &str, peer: &str| {
+            let socket = UdpSocket::bind(own).unwrap();
+            socket.connect(peer).unwrap();
+            socket
+        };
+        let has_peer = |socket: &UdpSocket| socket.peer_addr().is_ok();
+        let server = UdpSocket::bind("0.0.0.0:0").unwrap();
+        let inside = socket("127.0.0.1:0", "127.0.0.1:53");
+        let outside = [
+            socket("0.0.0.0:0", OUTSIDE),
+            socket("0.0.0.0:4433", OUTSIDE),
+            socket("[::]:0", "[::ffff:192.0.2.7]:443"),
+        ];
+        thaw(&freezer, "one");
+        assert!(has_peer(&inside));
+        assert!(!outside.iter().any(has_peer));
+        let told = outside[0].recv(&mut [0]).unwrap_err();
+        assert_eq!(told.kind(), io::ErrorKind::ConnectionAborted);
+        server.send_to(b"", OUTSIDE).unwrap();
+
+        outside[0].connect(OUTSIDE).unwrap();
+        thaw(&freezer, "one");
+        assert!(has_peer(&outside[0]), "it has only slept");
     });
 }
