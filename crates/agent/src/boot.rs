@@ -10,6 +10,7 @@ use rustix::mount::{
     mount_bind, mount_move, mount_remount,
 };
 use rustix::process::{Resource, Rlimit, setrlimit};
+use rustix::thread::{UnshareFlags, unshare_unsafe};
 use std::ffi::CStr;
 use std::fs;
 use std::io;
@@ -56,6 +57,7 @@ pub(crate) fn boot() -> Result<Cgroup, BootError> {
     mount_new("devtmpfs", "/dev", MountFlags::NOSUID, "")?;
     console::attach().map_err(BootError::io("open the console"))?;
     load_modules()?;
+    part_from_kernel().map_err(BootError::io("part from the kernel's root"))?;
     switch_root()?;
     let cgroup = mount_system()?;
     link_standard_streams()?;
@@ -93,6 +95,14 @@ fn load_modules() -> Result<(), BootError> {
     // The initramfs is memory: give back what is not needed again.
     let _ = fs::remove_dir_all(MODULES);
     Ok(())
+}
+
+/// Leaves the initramfs to the kernel as its root, where there is nothing for it to run. In the root of the image, which it
+/// would share, it runs `/sbin/modprobe` and `/sbin/request-key` for an app that asks for a protocol or a key that
+/// is not there: the customer's code, with all rights and outside of the group that is frozen.
+fn part_from_kernel() -> rustix::io::Result<()> {
+    // SAFETY: only descriptor tables are dangerous to take apart, and this leaves them alone.
+    unsafe { unshare_unsafe(UnshareFlags::FS) }
 }
 
 fn switch_root() -> Result<(), BootError> {

@@ -45,6 +45,7 @@ def test_default_rights_are_those_of_a_container(seen):
     assert (guest["mount"], guest["sethostname"]) == ("PermissionError", "PermissionError")
     assert guest["cgroup"] == "OSError", "read-only"
     assert guest["open_files"] == [1024, 1024]
+    assert not guest["kernel_runs_helper"], "it would run outside of the group that is frozen"
 
 
 def test_all_capabilities_are_all_that_there_are(cloud, app):
