@@ -30,6 +30,9 @@ pub(crate) enum FreezeError {
     /// Names are written to the disk, which must not be frozen.
     #[error("the disk is frozen")]
     DiskFrozen,
+    /// The host had the app run on before all was on the disk.
+    #[error("the app was thawed before its freeze was done")]
+    Thawed,
     /// A step failed.
     #[error("cannot {step}")]
     Step {
@@ -54,7 +57,7 @@ impl FreezeError {
 #[derive(Debug)]
 pub(crate) struct Freezer {
     guest: Arc<Cgroup>,
-    /// One freeze or thaw at a time: both at once would leave neither. It holds the name under which the machine was
+    /// One at a time stops the app or lets it run: both at once would leave neither. It holds the name under which the machine was
     /// thawed last, none before it ever was. A snapshot keeps that, and so tells a clone from a machine that has slept;
     /// the kernel's name is an app's to change that has all capabilities.
     turn: Mutex<Option<String>>,
@@ -118,26 +121,46 @@ impl Freezer {
 
     /// Stops every process of the customer and writes to the disk what they left. Frozen is fine.
     pub(crate) fn freeze(&self) -> Result<(), FreezeError> {
+        self.freeze_and(disk::sync)
+    }
+
+    /// The disk is waited for apart from the turn: a host that waits no longer has the app run on, and that must not wait
+    /// for the disk in its turn.
+    fn freeze_and(&self, sync: impl FnOnce() -> io::Result<()>) -> Result<(), FreezeError> {
+        self.stop()?;
+        let synced = sync().map_err(FreezeError::step("write to the disk"));
         let _turn = self.turn();
-        self.processes_frozen.store(true, Ordering::SeqCst);
-        let frozen = self
-            .guest
-            .set_frozen(true, TIMEOUT)
-            .map_err(FreezeError::step("freeze the app"))
-            .and_then(|()| disk::sync().map_err(FreezeError::step("write to the disk")));
-        if frozen.is_err() {
-            // All or nothing: the app goes on as if it had not been asked.
-            self.guest
-                .set_frozen(false, TIMEOUT)
-                .map_err(FreezeError::step("run the app after a failed freeze"))?;
-            self.processes_frozen.store(false, Ordering::SeqCst);
-            return frozen;
+        if !self.is_frozen() {
+            return Err(FreezeError::Thawed);
+        }
+        if synced.is_err() {
+            self.run_on()?;
+            return synced;
         }
         let mut together = self.together();
         if together.is_none() {
             *together = affinity::gather().map_err(slower).ok();
         }
-        frozen
+        Ok(())
+    }
+
+    fn stop(&self) -> Result<(), FreezeError> {
+        let _turn = self.turn();
+        self.processes_frozen.store(true, Ordering::SeqCst);
+        let stopped = self.guest.set_frozen(true, TIMEOUT);
+        if stopped.is_err() {
+            self.run_on()?;
+        }
+        stopped.map_err(FreezeError::step("freeze the app"))
+    }
+
+    /// All or nothing: the app goes on as if it had not been asked.
+    fn run_on(&self) -> Result<(), FreezeError> {
+        self.guest
+            .set_frozen(false, TIMEOUT)
+            .map_err(FreezeError::step("run the app after a failed freeze"))?;
+        self.processes_frozen.store(false, Ordering::SeqCst);
+        Ok(())
     }
 
     /// Makes the VM its own, then runs the customer's processes. When a step fails they stay stopped, and

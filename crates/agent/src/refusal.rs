@@ -143,7 +143,7 @@ impl From<FreezeError> for Refusal {
     fn from(error: FreezeError) -> Self {
         let status = match error {
             FreezeError::Seed | FreezeError::Hostname(_) => StatusCode::BAD_REQUEST,
-            FreezeError::DiskFrozen => StatusCode::CONFLICT,
+            FreezeError::DiskFrozen | FreezeError::Thawed => StatusCode::CONFLICT,
             FreezeError::Step { .. } => StatusCode::INTERNAL_SERVER_ERROR,
         };
         Self::of(status, &error)

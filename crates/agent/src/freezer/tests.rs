@@ -43,13 +43,18 @@ fn enter(root: &Path) {
     fs::write(MACHINE_ID, "the image's\n").unwrap();
 }
 
-/// A freezer whose control group is a folder that says what it is told.
+/// A freezer whose control group is a folder that says what [`say_frozen`] has written.
 fn freezer() -> Freezer {
     fs::write("/cgroup/cgroup.freeze", "1").unwrap();
-    fs::write("/cgroup/cgroup.events", "populated 1\nfrozen 0\n").unwrap();
+    say_frozen(false);
     let flags = OFlags::DIRECTORY | OFlags::RDONLY;
     let group = open("/cgroup", flags, Mode::empty()).unwrap();
     Freezer::new(Arc::new(Cgroup::root(group)))
+}
+
+fn say_frozen(frozen: bool) {
+    let events = format!("populated 1\nfrozen {}\n", u8::from(frozen));
+    fs::write("/cgroup/cgroup.events", events).unwrap();
 }
 
 fn thaw(freezer: &Freezer, hostname: &str) {
@@ -128,5 +133,37 @@ fn a_clone_has_no_udp_socket_with_a_peer_outside() {
         outside[0].connect(OUTSIDE).unwrap();
         thaw(&freezer, "one");
         assert!(has_peer(&outside[0]), "it has only slept");
+    });
+}
+
+#[test]
+fn a_host_that_waits_for_the_disk_no_longer_has_the_app_run_on() {
+    on_a_machine(|freezer| {
+        say_frozen(true);
+        let frozen = freezer.freeze_and(|| {
+            assert!(freezer.is_frozen());
+            assert!(freezer.start(|| ()).is_none());
+            say_frozen(false);
+            thaw(&freezer, "one");
+            Ok(())
+        });
+        assert!(matches!(frozen, Err(FreezeError::Thawed)), "{frozen:?}");
+        assert!(freezer.start(|| ()).is_some());
+    });
+}
+
+#[test]
+fn an_app_whose_disk_fails_runs_on() {
+    on_a_machine(|freezer| {
+        say_frozen(true);
+        let frozen = freezer.freeze_and(|| {
+            say_frozen(false);
+            Err(io::ErrorKind::StorageFull.into())
+        });
+        assert!(
+            matches!(frozen, Err(FreezeError::Step { .. })),
+            "{frozen:?}"
+        );
+        assert!(!freezer.is_frozen());
     });
 }
