@@ -45,6 +45,7 @@ mod tunnel;
 
 use std::error::Error;
 use std::process::ExitCode;
+use std::time::Duration;
 
 /// Threads for blocking work: one for each connection, so that a stuck one never keeps out a thaw.
 const BLOCKING_THREADS_MAX: usize = server::CONNECTIONS_MAX + 16;
@@ -73,6 +74,8 @@ fn run() -> Result<(), Box<dyn Error>> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .max_blocking_threads(BLOCKING_THREADS_MAX)
+        // One that is there can freeze and thaw an app which leaves room for no more: without any the runtime panics.
+        .thread_keep_alive(Duration::MAX)
         .build()?;
     runtime.block_on(server::serve(cgroup))?;
     Ok(())
