@@ -3,8 +3,11 @@
 //!
 //! The files are read here, not by the C library: a static program cannot load its name services.
 
+use rustix::fs::OFlags;
 use std::fs::File;
 use std::io::{self, Read};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
 
 /// Larger account files are cut off; they are the customer's and need a bound.
 const ACCOUNT_FILE_BYTES_MAX: u64 = 16 << 20;
@@ -180,10 +183,16 @@ fn parse_group(line: &str) -> Option<Group> {
     })
 }
 
-fn read_bounded(path: &str) -> io::Result<String> {
+/// What is no file counts as an empty one, and is not waited for: a pipe would hold up a thread for good.
+fn read_bounded(path: impl AsRef<Path>) -> io::Result<String> {
+    let flags = OFlags::NONBLOCK.bits().cast_signed();
+    let opened = File::options().read(true).custom_flags(flags).open(path);
     let mut bytes = Vec::new();
-    match File::open(path) {
-        Ok(file) => file.take(ACCOUNT_FILE_BYTES_MAX).read_to_end(&mut bytes)?,
+    match opened {
+        Ok(file) if file.metadata()?.is_file() => {
+            file.take(ACCOUNT_FILE_BYTES_MAX).read_to_end(&mut bytes)?
+        }
+        Ok(_) => 0,
         Err(error) if error.kind() == io::ErrorKind::NotFound => 0,
         Err(error) => return Err(error),
     };
@@ -193,6 +202,7 @@ fn read_bounded(path: &str) -> io::Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use rustix::fs::{CWD, FileType, Mode, mknodat};
 
     const PASSWD: &str = "root:x:0:0:root:/root:/bin/bash\n\
         # a comment\n\
@@ -265,6 +275,19 @@ mod tests {
         assert_eq!(none.account(""), expect(0, 0, &[], "/"));
         assert_eq!(none.account("5:6"), expect(5, 6, &[], "/"));
         assert!(none.account("app").is_err());
+    }
+
+    #[test]
+    fn an_account_file_that_is_a_pipe_is_not_waited_for() {
+        let dir = tempfile::tempdir().expect("temporary folder");
+        let path = dir.path().join("passwd");
+        let mode = Mode::from_raw_mode(0o600);
+        mknodat(CWD, &path, FileType::Fifo, mode, 0).expect("a pipe");
+        assert_eq!(read_bounded(&path).expect("read"), "");
+        std::fs::remove_file(&path).expect("remove");
+        assert_eq!(read_bounded(&path).expect("none"), "");
+        std::fs::write(&path, PASSWD).expect("write");
+        assert_eq!(read_bounded(&path).expect("read"), PASSWD);
     }
 
     #[test]
