@@ -180,8 +180,9 @@ impl Freezer {
         set_clock(spec.wall_clock_ns).map_err(FreezeError::step("set the clock"))?;
         timers::run_due().unwrap_or_else(later);
         random::reseed(&seed).map_err(FreezeError::step("reseed the random generator"))?;
-        sockets::abort_tcp().map_err(FreezeError::step("abort stale connections"))?;
-        if name.as_ref() != Some(&spec.hostname) {
+        if name.as_ref() == Some(&spec.hostname) {
+            sockets::abort_tcp().unwrap_or_else(silent);
+        } else {
             part_from_snapshot(&spec.hostname)?;
         }
         self.guest
@@ -220,6 +221,7 @@ impl Freezer {
 
 /// Makes a clone a machine of its own, which one that has only slept is already.
 fn part_from_snapshot(hostname: &str) -> Result<(), FreezeError> {
+    sockets::abort_tcp().map_err(FreezeError::step("abort stale connections"))?;
     sockets::abort_udp().map_err(FreezeError::step("abort stale UDP sockets"))?;
     let machine_id = random::public_id().map_err(FreezeError::step("draw a machine id"))?;
     etc::rename(hostname, machine_id).map_err(FreezeError::step("set the host name"))
@@ -230,6 +232,11 @@ fn slower(error: io::Error) {
     console::say(format_args!(
         "the agent's threads stay where they are: {error}"
     ));
+}
+
+/// Says that connections were kept over a sleep, which costs the app nothing but time: no other machine has them.
+fn silent(error: io::Error) {
+    console::say(format_args!("stale connections stay: {error}"));
 }
 
 /// Says that timers that became due in the sleep were not run, which costs the app nothing but time.
