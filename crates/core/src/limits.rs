@@ -244,13 +244,17 @@ pub const DRAIN_TIMEOUT: Duration = Duration::from_secs(60);
 pub const LAUNCH_TIMEOUT: Duration = Duration::from_secs(60);
 /// A cold boot must reach a ready agent within this; software emulation is slow.
 pub const BOOT_TIMEOUT: Duration = Duration::from_secs(180);
-/// A suspend must be on disk within this.
+/// A suspend's app must be frozen within this, and then its snapshot on disk.
 pub const SUSPEND_TIMEOUT: Duration = Duration::from_secs(300);
 /// A MicroVM whose app has ended is still there this long, as on AWS; its endpoint answers 502 meanwhile.
 pub const APP_EXIT_GRACE: Duration = Duration::from_secs(15);
 /// An orderly power-off gets this long before the VMM is killed.
 pub const POWEROFF_TIMEOUT: Duration = Duration::from_secs(10);
-/// Launches, suspends and resumes that one host carries out at once; the others wait in line.
+/// What must succeed in the end, such as a teardown, is tried again after this ...
+pub const RETRY_FIRST: Duration = Duration::from_secs(1);
+/// ... and after twice as long each time, up to this.
+pub const RETRY_LAST: Duration = Duration::from_secs(30);
+/// Launches, suspends and resumes that one host works on at once; the others wait in line, but not for guests.
 pub const TRANSITIONS_AT_ONCE: usize = 8;
 /// A graceful stop of the daemon waits this long for transitions under way.
 pub const STOP_TIMEOUT: Duration = Duration::from_secs(30);

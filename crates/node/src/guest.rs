@@ -231,9 +231,14 @@ impl<'a> Guest<'a> {
             .await
     }
 
-    /// Stops the app for a snapshot.
+    /// Stops the app for a snapshot. The guest writes to its disk what it still holds, which takes as long as a
+    /// suspend may.
     pub async fn freeze(&self) -> Result<(), GuestError> {
-        self.order("freeze", post("/v1/freeze", empty())).await
+        let what = "freeze";
+        let frozen = self.send(what, post("/v1/freeze", empty()));
+        at_most(limits::SUSPEND_TIMEOUT, what, frozen)
+            .await
+            .map(drop)
     }
 
     /// Sets clock, entropy and identity, then lets the app run on.

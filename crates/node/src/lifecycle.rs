@@ -68,15 +68,15 @@ pub enum LifecycleError {
 #[error("{0}")]
 pub(crate) struct HookFailed(pub(crate) String);
 
-/// Why a suspend or a resume failed, and what is left.
-#[derive(Debug, thiserror::Error)]
-pub enum Setback {
-    /// The MicroVM is as it was before: running, or kept whole on disk.
-    #[error("{0}")]
-    Unharmed(#[source] LifecycleError),
-    /// Its state is gone.
-    #[error("{0}")]
-    Lost(#[source] LifecycleError),
+impl LifecycleError {
+    /// The machine has ended, and what was not kept with it.
+    pub(crate) fn gone(reason: ExitReason) -> Self {
+        let how = match reason {
+            ExitReason::PoweredOff => "it powered itself off".to_owned(),
+            ExitReason::Crashed(how) => how,
+        };
+        Self::Vmm(VmmError::Gone(how))
+    }
 }
 
 fn io_error(action: &'static str) -> impl FnOnce(io::Error) -> LifecycleError {
@@ -84,10 +84,13 @@ fn io_error(action: &'static str) -> impl FnOnce(io::Error) -> LifecycleError {
 }
 
 impl Host {
-    /// Restores the image's snapshot and thaws the app.
-    pub async fn launch(&self, record: &Record) -> Result<Arc<dyn Instance>, LifecycleError> {
+    /// Restores the image's snapshot. The machine is paused, its app frozen: [`Host::thaw`] comes next.
+    pub(crate) async fn launch(
+        &self,
+        record: &Record,
+    ) -> Result<Arc<dyn Instance>, LifecycleError> {
         // Whatever an earlier attempt left never served a request: begin again.
-        self.teardown(record, None).await?;
+        self.teardown(record).await?;
         let dir = self.layout.vm(&record.id);
         let build = self.layout.build(&record.build);
         let manifest = Manifest::load(&build, self.vmm.name()).await?;
@@ -96,25 +99,24 @@ impl Host {
         prefetch(&build, &manifest);
         let state = StateSource::Golden(build.state());
         let spec = self.restore_spec(record, &dir, &manifest, state);
-        let machine: Arc<dyn Instance> = Arc::from(self.vmm.restore(&spec).await?);
-        self.thaw(record.id.as_str(), &*machine).await?;
-        Ok(machine)
+        Ok(Arc::from(self.vmm.restore(&spec).await?))
+    }
+
+    /// Whether the MicroVM's snapshot is whole: it has its name.
+    pub(crate) async fn is_kept(&self, record: &Record) -> Result<bool, LifecycleError> {
+        tokio::fs::try_exists(self.layout.vm(&record.id).suspended())
+            .await
+            .map_err(io_error("look for snapshot"))
     }
 
     /// Lets requests in flight end, then tells the app that it is about to sleep, unless a suspend that a crash
-    /// cut off has told it before. `machine` is as for [`Host::suspend`].
+    /// cut off has told it before.
     pub(crate) async fn before_suspend(
         &self,
         record: &Record,
-        machine: Option<&dyn Instance>,
+        machine: &dyn Instance,
         gate: &Gate,
     ) -> Result<(), HookFailed> {
-        let Some(machine) = machine else {
-            return Ok(());
-        };
-        if exists(&self.layout.vm(&record.id).suspended()).await {
-            return Ok(());
-        }
         gate.drain(limits::DRAIN_QUIET, limits::DRAIN_TIMEOUT).await;
         if record.hooks.call(Hook::Suspend).is_none() || !is_app_running(machine).await {
             return Ok(());
@@ -137,27 +139,53 @@ impl Host {
         told.map_err(|failure| HookFailed(call.microvm_reason(failure)))
     }
 
-    /// Freezes the app, keeps memory and disk. `machine` is none only where a crash came between the whole snapshot
-    /// and the machine's end. [`Host::before_suspend`] comes first, [`Host::end_machine`] after.
-    pub async fn suspend(
+    /// Stops the app and has the guest write out what its disk does not have yet. [`Host::before_suspend`] comes
+    /// first, [`Host::keep`] after.
+    pub(crate) async fn freeze(
         &self,
         record: &Record,
-        machine: Option<&dyn Instance>,
-        gate: &Gate,
-    ) -> Result<(), Setback> {
-        let dir = self.layout.vm(&record.id);
-        if let Some(machine) = machine
-            && !exists(&dir.suspended()).await
-            && let Err(error) = keep(&dir, machine).await
-        {
-            self.run_on(record, &dir, machine)
-                .await
-                .map_err(Setback::Lost)?;
-            return Err(Setback::Unharmed(error));
+        machine: &dyn Instance,
+    ) -> Result<(), LifecycleError> {
+        // Writing to a full disk, the guest would stop until there is room.
+        let free = disk::free_bytes(self.layout.vm(&record.id).path()).await;
+        if free.map_err(io_error("look for room for snapshot"))? < limits::DISK_FULL_BYTES {
+            let full = rustix::io::Errno::NOSPC.into();
+            return Err(io_error("find room for snapshot")(full));
         }
-        // The snapshot is whole and has its name: from here on the MicroVM is asleep, come what may.
-        gate.cut();
-        Ok(())
+        let freeze = async {
+            // A suspend that a crash cut off may have left it paused, and then its agent is silent.
+            machine.resume().await?;
+            Ok(Guest::new(machine).freeze().await?)
+        };
+        while_alive(machine, limits::SUSPEND_TIMEOUT, "freeze", freeze).await
+    }
+
+    /// Writes the snapshot of a frozen machine under its final name. From then on the MicroVM is asleep, come what
+    /// may, and [`Host::end_machine`] is next; when it fails, [`Host::run_on`].
+    pub(crate) async fn keep(
+        &self,
+        record: &Record,
+        machine: &dyn Instance,
+    ) -> Result<(), LifecycleError> {
+        let dir = self.layout.vm(&record.id);
+        let write = async {
+            remove_tree(&dir.suspending()).await?;
+            create_dir(&dir.suspending())?;
+            machine
+                .snapshot_delta(&delta_files(&dir.suspending()))
+                .await?;
+            let folder = tokio::fs::File::open(dir.suspending()).await;
+            folder
+                .map_err(io_error("open snapshot"))?
+                .sync_all()
+                .await
+                .map_err(io_error("sync snapshot"))
+        };
+        while_alive(machine, limits::SUSPEND_TIMEOUT, "suspend", write).await?;
+        // Not under the time limit: given up halfway, a rename may still happen later.
+        rename_durably(&dir.suspending(), &dir.suspended())
+            .await
+            .map_err(io_error("name snapshot"))
     }
 
     /// Ends whatever still runs of a MicroVM's machine, and takes back what it was lent.
@@ -166,18 +194,15 @@ impl Host {
     }
 
     /// Takes a failed suspend back. What has the snapshot's name loses it before the machine runs: the two
-    /// would no longer agree.
-    async fn run_on(
+    /// would no longer agree. A failure changes nothing, and it can be called again.
+    pub(crate) async fn run_on(
         &self,
         record: &Record,
-        dir: &VmDir,
         machine: &dyn Instance,
     ) -> Result<(), LifecycleError> {
+        let dir = self.layout.vm(&record.id);
         // A disk that fails may fail again: what is not there needs no other name.
-        if tokio::fs::try_exists(dir.suspended())
-            .await
-            .map_err(io_error("look for a snapshot to take back"))?
-        {
+        if self.is_kept(record).await? {
             tokio::fs::rename(dir.suspended(), dir.suspending())
                 .await
                 .map_err(io_error("take snapshot back"))?;
@@ -188,45 +213,25 @@ impl Host {
         self.thaw(record.id.as_str(), machine).await
     }
 
-    /// Restores what was kept and thaws the app.
-    pub async fn resume(&self, record: &Record) -> Result<Arc<dyn Instance>, Setback> {
+    /// Restores what was kept and takes it into use: from here on the state is the machine's alone, which is paused,
+    /// its app frozen. When it fails the MicroVM is kept as it was, and a machine that may be left has not run.
+    pub(crate) async fn wake(&self, record: &Record) -> Result<Arc<dyn Instance>, LifecycleError> {
         let dir = self.layout.vm(&record.id);
-        let kept = tokio::fs::try_exists(dir.suspended()).await;
-        let machine = if kept
-            .map_err(io_error("find snapshot"))
-            .map_err(Setback::Unharmed)?
-        {
-            let machine = self
-                .restore_kept(record, &dir)
-                .await
-                .map_err(Setback::Unharmed)?;
-            // From the rename on the machine may write to its disk, so the snapshot no longer fits it.
-            if let Err(source) = rename_durably(&dir.suspended(), &dir.consumed()).await {
-                self.vmm
-                    .reap(dir.path())
-                    .await
-                    .map_err(|e| Setback::Lost(e.into()))?;
-                // It has not run. The rename may be done all the same, only not durably.
-                let _ = tokio::fs::rename(dir.consumed(), dir.suspended()).await;
-                let error = LifecycleError::Io {
-                    action: "take snapshot into use",
-                    source,
-                };
-                return Err(Setback::Unharmed(error));
-            }
-            machine
-        } else {
-            // A crash came after the rename: the machine is there, or its state is gone.
-            let gone = || VmmError::Gone("the machine ended while it was being resumed".to_owned());
-            let adopted = self.adopt(record).await.map_err(Setback::Lost)?;
-            adopted.ok_or_else(|| Setback::Lost(gone().into()))?
-        };
-        let thawed = self.thaw(record.id.as_str(), &*machine).await;
-        thawed.map_err(Setback::Lost)?;
-        if let Err(error) = remove_tree(&dir.consumed()).await {
-            tracing::warn!(microvm = %record.id, %error, "used snapshot was not deleted");
+        let machine = self.restore_kept(record, &dir).await?;
+        // From the rename on the machine may write to its disk, so the snapshot no longer fits it.
+        if let Err(error) = rename_durably(&dir.suspended(), &dir.consumed()).await {
+            // It may be done all the same, only not durably.
+            let _ = tokio::fs::rename(dir.consumed(), dir.suspended()).await;
+            return Err(io_error("take snapshot into use")(error));
         }
         Ok(machine)
+    }
+
+    /// Deletes the snapshot that a machine has run on from.
+    pub(crate) async fn forget_used(&self, record: &Record) {
+        if let Err(error) = remove_tree(&self.layout.vm(&record.id).consumed()).await {
+            tracing::warn!(microvm = %record.id, %error, "used snapshot was not deleted");
+        }
     }
 
     /// Finds the machine that an earlier daemon left. That of a running MicroVM is told to run: it may have stopped for
@@ -245,23 +250,8 @@ impl Host {
         Ok(Some(Arc::from(machine)))
     }
 
-    /// Ends the machine, orderly where it still listens, and deletes the MicroVM's files.
-    pub async fn teardown(
-        &self,
-        record: &Record,
-        machine: Option<&dyn Instance>,
-    ) -> Result<(), LifecycleError> {
-        if let Some(machine) = machine {
-            let orderly = async {
-                if Guest::new(machine).power_off().await.is_ok() {
-                    machine.exited().await;
-                }
-            };
-            tokio::select! {
-                _ = timeout(limits::POWEROFF_TIMEOUT, orderly) => {}
-                _ = machine.exited() => {}
-            }
-        }
+    /// Ends the machine and deletes the MicroVM's files.
+    pub(crate) async fn teardown(&self, record: &Record) -> Result<(), LifecycleError> {
         let dir = self.layout.vm(&record.id);
         self.vmm.reap(dir.path()).await?;
         remove_tree(dir.path()).await
@@ -370,29 +360,17 @@ fn run_hook_body(record: &Record) -> String {
     body.to_string()
 }
 
-/// Writes the snapshot of a running machine under its final name.
-async fn keep(dir: &VmDir, machine: &dyn Instance) -> Result<(), LifecycleError> {
-    let write = async {
-        // A suspend that a crash cut off may have left it paused, and then its agent is silent.
-        machine.resume().await?;
-        Guest::new(machine).freeze().await?;
-        remove_tree(&dir.suspending()).await?;
-        create_dir(&dir.suspending())?;
-        machine
-            .snapshot_delta(&delta_files(&dir.suspending()))
-            .await?;
-        let folder = tokio::fs::File::open(dir.suspending()).await;
-        folder
-            .map_err(io_error("open snapshot"))?
-            .sync_all()
-            .await
-            .map_err(io_error("sync snapshot"))
+/// Has a machine power itself off, where it still listens.
+pub(crate) async fn power_off(machine: &dyn Instance) {
+    let orderly = async {
+        if Guest::new(machine).power_off().await.is_ok() {
+            machine.exited().await;
+        }
     };
-    while_alive(machine, limits::SUSPEND_TIMEOUT, "suspend", write).await?;
-    // Not under the time limit: given up halfway, a rename may still happen later.
-    rename_durably(&dir.suspending(), &dir.suspended())
-        .await
-        .map_err(io_error("name snapshot"))
+    tokio::select! {
+        _ = timeout(limits::POWEROFF_TIMEOUT, orderly) => {}
+        _ = machine.exited() => {}
+    }
 }
 
 /// Works with a machine for `limit` at most, and no longer than it lives: the network of a machine that is
@@ -406,10 +384,7 @@ async fn while_alive<T>(
     tokio::select! {
         biased;
         done = timeout(limit, work) => done.unwrap_or(Err(LifecycleError::TimedOut(what))),
-        reason = machine.exited() => Err(VmmError::Gone(match reason {
-            ExitReason::PoweredOff => "it powered itself off".to_owned(),
-            ExitReason::Crashed(how) => how,
-        }).into()),
+        reason = machine.exited() => Err(LifecycleError::gone(reason)),
     }
 }
 
@@ -418,10 +393,6 @@ fn delta_files(folder: &Path) -> DeltaFiles {
         state: folder.join("state"),
         memory: folder.join("memory"),
     }
-}
-
-async fn exists(path: &Path) -> bool {
-    tokio::fs::try_exists(path).await.unwrap_or(false)
 }
 
 /// Makes a folder on this thread: when a transition is dropped, none that it has handed to another thread

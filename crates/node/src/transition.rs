@@ -1,18 +1,17 @@
 //! Carries out what a driver owes after a step, and says what came of it.
 //!
-//! Work on machines waits for its turn, and the calls of hooks come outside of it: an app that takes its time to
-//! answer holds up no other MicroVM.
+//! Work on machines waits for its turn, and what waits for a guest comes outside of it: an agent or an app that takes
+//! its time to answer holds up no other MicroVM.
 
 use crate::driver::Means;
 use crate::gate::Gate;
-use crate::lifecycle::{HookFailed, Setback};
-use crate::vmm::Instance;
-use dormouse_core::chain;
+use crate::lifecycle::{self, HookFailed, LifecycleError};
+use crate::vmm::{Instance, VmmError};
 use dormouse_core::hook::Hook;
 use dormouse_core::microvm::{self, Event, Record};
+use dormouse_core::{chain, limits};
 use std::error::Error;
 use std::sync::Arc;
-use std::time::Duration;
 use tokio::time::sleep;
 
 /// What an effect came to: the event to take next, and the machine that now runs.
@@ -39,11 +38,13 @@ impl Outcome {
 
 /// Launches a MicroVM and lets its app begin.
 pub(crate) async fn launch(means: &Means, record: &Record) -> Outcome {
-    let launched = {
-        let _turn = means.transitions.acquire().await;
-        means.host.launch(record).await
+    let host = &means.host;
+    let launched = async {
+        let machine = in_turn(means, host.launch(record)).await?;
+        host.thaw(record.id.as_str(), &*machine).await?;
+        Ok::<_, LifecycleError>(machine)
     };
-    match launched {
+    match launched.await {
         Ok(machine) => go(means, record, machine, Hook::Run, Event::Launched).await,
         Err(error) => {
             let reason = failed("launch", record, &error);
@@ -52,7 +53,8 @@ pub(crate) async fn launch(means: &Means, record: &Record) -> Outcome {
     }
 }
 
-/// Suspends a MicroVM once its app knows.
+/// Suspends a MicroVM once its app knows. `machine` is none only where a crash came between the whole snapshot and
+/// the machine's end.
 pub(crate) async fn suspend(
     means: &Means,
     record: &Record,
@@ -60,51 +62,85 @@ pub(crate) async fn suspend(
     gate: &Gate,
 ) -> Outcome {
     let host = &means.host;
-    let told = host.before_suspend(record, machine.as_deref(), gate).await;
-    if let Err(failed) = told {
-        return Outcome::hook_failed(record, failed, machine);
+    if let Some(machine) = machine
+        && !until_done(record, "look for snapshot", || host.is_kept(record)).await
+        && let Err(outcome) = keep(means, record, machine, gate).await
+    {
+        return outcome;
     }
-    let suspended = {
-        let _turn = means.transitions.acquire().await;
-        host.suspend(record, machine.as_deref(), gate).await
+    // The snapshot is whole and has its name: from here on the MicroVM is asleep, come what may.
+    gate.cut();
+    end_machine(means, record).await;
+    Outcome::new(Event::Suspended, None)
+}
+
+/// Keeps memory and disk of a MicroVM once its app knows; where that fails the outcome says so, and the MicroVM runs
+/// on unless its machine has ended.
+async fn keep(
+    means: &Means,
+    record: &Record,
+    machine: Arc<dyn Instance>,
+    gate: &Gate,
+) -> Result<(), Outcome> {
+    let host = &means.host;
+    if let Err(failed) = host.before_suspend(record, &*machine, gate).await {
+        return Err(Outcome::hook_failed(record, failed, Some(machine)));
+    }
+    let kept = async {
+        host.freeze(record, &*machine).await?;
+        in_turn(means, host.keep(record, &*machine)).await
     };
-    match suspended {
-        Ok(()) => {
-            end_machine(means, record).await;
-            Outcome::new(Event::Suspended, None)
-        }
-        Err(Setback::Unharmed(error)) => {
-            let event = Event::SuspendFailed(failed("suspend", record, &error));
-            match machine {
-                // An app that was told that it would sleep is told that it goes on.
-                Some(machine) if record.hooks.call(Hook::Suspend).is_some() => {
-                    go(means, record, machine, Hook::Resume, event).await
-                }
-                machine => Outcome::new(event, machine),
-            }
-        }
-        Err(Setback::Lost(error)) => {
-            let reason = failed("suspend", record, &error);
-            Outcome::new(Event::InstanceExited(reason), None)
-        }
+    let Err(error) = kept.await else {
+        return Ok(());
+    };
+    let reason = failed("suspend", record, &error);
+    let ran_on = unless_gone(record, &*machine, "return to running", || {
+        host.run_on(record, &*machine)
+    });
+    if let Err(gone) = ran_on.await {
+        return Err(lost("suspend", record, &gone));
     }
+    let event = Event::SuspendFailed(reason);
+    Err(match record.hooks.call(Hook::Suspend) {
+        // An app that was told that it would sleep is told that it goes on.
+        Some(_) => go(means, record, machine, Hook::Resume, event).await,
+        None => Outcome::new(event, Some(machine)),
+    })
 }
 
 /// Wakes a MicroVM and lets its app go on.
 pub(crate) async fn resume(means: &Means, record: &Record) -> Outcome {
-    let resumed = {
-        let _turn = means.transitions.acquire().await;
-        means.host.resume(record).await
+    let host = &means.host;
+    let machine = match awake(means, record).await {
+        Ok(machine) => machine,
+        Err(outcome) => return outcome,
     };
-    match resumed {
-        Ok(machine) => go(means, record, machine, Hook::Resume, Event::Resumed).await,
-        Err(Setback::Unharmed(error)) => {
+    let thawed = unless_gone(record, &*machine, "thaw", || {
+        host.thaw(record.id.as_str(), &*machine)
+    });
+    if let Err(gone) = thawed.await {
+        return lost("resume", record, &gone);
+    }
+    host.forget_used(record).await;
+    go(means, record, machine, Hook::Resume, Event::Resumed).await
+}
+
+/// The machine that what was kept is in, whether it was restored now or before a crash.
+async fn awake(means: &Means, record: &Record) -> Result<Arc<dyn Instance>, Outcome> {
+    let host = &means.host;
+    if !until_done(record, "look for snapshot", || host.is_kept(record)).await {
+        // A crash came after it was taken into use: the machine is there, or its state is gone.
+        let found = host.adopt(record).await;
+        let gone = || VmmError::Gone("the machine ended while it was being resumed".to_owned());
+        let found = found.and_then(|machine| machine.ok_or_else(|| gone().into()));
+        return found.map_err(|error| lost("resume", record, &error));
+    }
+    match in_turn(means, host.wake(record)).await {
+        Ok(machine) => Ok(machine),
+        Err(error) => {
             let reason = failed("resume", record, &error);
-            Outcome::new(Event::ResumeFailed(reason), None)
-        }
-        Err(Setback::Lost(error)) => {
-            let reason = failed("resume", record, &error);
-            Outcome::new(Event::InstanceExited(reason), None)
+            end_machine(means, record).await;
+            Err(Outcome::new(Event::ResumeFailed(reason), None))
         }
     }
 }
@@ -115,27 +151,74 @@ pub(crate) async fn teardown(
     record: &Record,
     machine: Option<Arc<dyn Instance>>,
 ) -> Outcome {
-    if let Some(machine) = machine.as_deref()
-        && microvm::is_told_of_its_end(record)
-        && let Err(HookFailed(reason)) = means.host.tell(record, machine, Hook::Terminate).await
-    {
-        tracing::info!(microvm = %record.id, reason, "hook failed; terminating all the same");
+    let host = &means.host;
+    if let Some(machine) = machine.as_deref() {
+        if microvm::is_told_of_its_end(record)
+            && let Err(HookFailed(reason)) = host.tell(record, machine, Hook::Terminate).await
+        {
+            tracing::info!(microvm = %record.id, reason, "hook failed; terminating all the same");
+        }
+        lifecycle::power_off(machine).await;
     }
-    let mut machine = machine;
-    while let Err(error) = means.host.teardown(record, machine.take().as_deref()).await {
-        tracing::error!(microvm = %record.id, error = chain(&error), "teardown failed; trying again");
-        sleep(Duration::from_secs(1)).await;
-    }
+    until_done(record, "teardown", || host.teardown(record)).await;
     Outcome::new(Event::TornDown, None)
 }
 
 /// Ends the machine of a MicroVM that is kept whole, however often that fails: nobody would look for it again
 /// before the MicroVM wakes, and it holds memory and a slot.
 async fn end_machine(means: &Means, record: &Record) {
-    while let Err(error) = means.host.end_machine(record).await {
-        tracing::error!(microvm = %record.id, error = chain(&error), "machine did not end; trying again");
-        sleep(Duration::from_secs(1)).await;
+    let end = || means.host.end_machine(record);
+    until_done(record, "end of machine", end).await;
+}
+
+/// Does what is the host's alone, when it is its turn. Nothing in it may wait for a guest, which could keep the turn
+/// from all others.
+async fn in_turn<T>(means: &Means, work: impl Future<Output = T>) -> T {
+    let _turn = means.transitions.acquire().await;
+    work.await
+}
+
+/// Tries until it works: what else could be done would harm the MicroVM or leave something of it behind. The wait ends
+/// with the effect, which a terminate or the end of the longest life drops.
+async fn until_done<T, F>(record: &Record, what: &str, attempt: impl Fn() -> F) -> T
+where
+    F: Future<Output = Result<T, LifecycleError>>,
+{
+    let mut pause = limits::RETRY_FIRST;
+    loop {
+        match attempt().await {
+            Ok(done) => return done,
+            Err(error) => {
+                tracing::error!(microvm = %record.id, error = chain(&error), "{what} failed; trying again");
+            }
+        }
+        sleep(pause).await;
+        pause = (pause * 2).min(limits::RETRY_LAST);
     }
+}
+
+/// Tries until it works or the machine ends. The MicroVM's state is in this machine and nowhere else, so nothing less
+/// than its end gives it up: no time limit, no silent agent, no failing disk.
+async fn unless_gone<F>(
+    record: &Record,
+    machine: &dyn Instance,
+    what: &str,
+    attempt: impl Fn() -> F,
+) -> Result<(), LifecycleError>
+where
+    F: Future<Output = Result<(), LifecycleError>>,
+{
+    tokio::select! {
+        biased;
+        reason = machine.exited() => Err(LifecycleError::gone(reason)),
+        () = until_done(record, what, attempt) => Ok(()),
+    }
+}
+
+/// The machine has ended amid a transition.
+fn lost(what: &str, record: &Record, error: &LifecycleError) -> Outcome {
+    let reason = failed(what, record, error);
+    Outcome::new(Event::InstanceExited(reason), None)
 }
 
 /// Lets the app of a thawed machine know; `event` follows when it agrees.

@@ -122,6 +122,8 @@ EXPECTED = {
     "Input/output error (os error 5)": "test_faults",
     "Read-only file system (os error 30)": "test_faults",
     "disk I/O error": "test_faults",
+    "freeze to guest agent: message head is too large": "test_hostile_agent",
+    "freeze to guest agent: invalid HTTP version parsed": "test_hostile_agent",
     "thaw to guest agent: message head is too large": "test_hostile_agent",
     "thaw to guest agent: invalid HTTP version parsed": "test_hostile_agent",
     "thaw to guest agent timed out": "test_hostile_agent",

@@ -13,7 +13,7 @@ from harness.endpoint import Connection
 APPS = Path(__file__).parent.parent / "apps"
 MALICE = ["silence", "noise", "endless head", "endless body", "endless tunnel", "yes"]
 READ_MAX = 1 << 20
-# An agent has half a minute for an answer. A suspend asks it to freeze, and when that fails to go on.
+# An agent has half a minute for an answer. A suspend asks it to freeze, and when that fails to go on, again and again.
 ANSWER_S, SUSPEND_S, END_S = 45, 90, 45
 
 
@@ -54,13 +54,12 @@ def suffer(cloud, image, malice):
         status, read = read_some(vm.endpoint)
         answered = time.monotonic()
         vm.suspend()
-        while (state := vm.state) == "SUSPENDING":
-            assert time.monotonic() - answered < SUSPEND_S
+        while (state := vm.state) == "SUSPENDING" and time.monotonic() - answered < SUSPEND_S:
             time.sleep(0.2)
     while vm.state != "TERMINATED":
         assert time.monotonic() - answered < SUSPEND_S + END_S
         time.sleep(0.2)
-    return {"status": status, "read": read, "answered after": answered - began, "suspend ended": state}
+    return {"status": status, "read": read, "answered after": answered - began, "state after": state}
 
 
 def usurpers(cloud, probe_image):

@@ -1,6 +1,7 @@
 //! What goes wrong, and what is left then.
 
-use crate::lab::{Lab, Unanswered};
+use crate::hostile::Malice;
+use crate::lab::{Daemon, Lab, Unanswered};
 use crate::stage::Point;
 use dormouse_core::microvm::{Event, IdlePolicy, Record, State};
 use dormouse_core::{BuildId, limits};
@@ -138,6 +139,86 @@ fn snapshot_that_takes_too_long_is_given_up_and_the_app_runs_on() {
         assert!(reason(&vm).contains("timed out"), "{vm:?}");
         assert_eq!(daemon.count(&vm).await, 1);
         daemon.assert_at_rest().await;
+    });
+}
+
+/// A suspend fails, and the agent does not let the app run on.
+async fn silent_after_a_failed_suspend(daemon: &Daemon) -> Record {
+    let vm = daemon.running(daemon.record()).await;
+    daemon.count_to(&vm, 1).await;
+    let hold = daemon.stage.hold(Point::BeforeSnapshot);
+    daemon.stage.fake.fail_next(Failure::SnapshotDiskFull);
+    daemon.command(&vm, Event::SuspendRequested).await.unwrap();
+    hold.reached().await;
+    daemon
+        .stage
+        .turn(daemon.dir(&vm).path(), Malice::NeverAnswers);
+    hold.release();
+    sleep(10 * limits::LAUNCH_TIMEOUT).await;
+    assert_eq!(daemon.stored(&vm).await.value.state, State::Suspending);
+    vm
+}
+
+#[test]
+fn microvm_whose_agent_is_silent_after_a_failed_suspend_runs_on_once_it_speaks() {
+    let lab = Lab::new();
+    lab.day(async |daemon| {
+        let vm = silent_after_a_failed_suspend(&daemon).await;
+        daemon.stage.turn_back(daemon.dir(&vm).path());
+        let vm = daemon.until(&vm, State::Running).await;
+        assert!(reason(&vm).contains("write dirty pages"), "{vm:?}");
+        assert_eq!(daemon.ask(&vm, "POST /count").await.unwrap(), "2");
+        daemon.assert_at_rest().await;
+    });
+}
+
+#[test]
+fn microvm_whose_agent_is_silent_after_a_failed_suspend_is_terminated() {
+    let lab = Lab::new();
+    lab.day(async |daemon| {
+        let vm = silent_after_a_failed_suspend(&daemon).await;
+        daemon.terminate(&vm).await;
+        daemon.assert_at_rest().await;
+
+        let vm = silent_after_a_failed_suspend(&daemon).await;
+        let began = Instant::now();
+        daemon.stage.fake.crash(daemon.dir(&vm).path());
+        let vm = daemon.until(&vm, State::Terminated).await;
+        assert!(reason(&vm).contains("machine is gone"), "{vm:?}");
+        assert!(began.elapsed() < AT_ONCE, "took {:?}", began.elapsed());
+        daemon.assert_at_rest().await;
+    });
+}
+
+#[test]
+fn microvm_whose_agent_is_silent_as_it_wakes_runs_on_once_it_speaks() {
+    let lab = Lab::new();
+    lab.day(async |daemon| {
+        let vm = daemon.suspended(daemon.record(), 1).await;
+        let run_dir = daemon.dir(&vm).path().to_owned();
+        daemon.stage.turn(&run_dir, Malice::NeverAnswers);
+        daemon.command(&vm, Event::ResumeRequested).await.unwrap();
+        sleep(10 * limits::LAUNCH_TIMEOUT).await;
+        assert_eq!(daemon.stored(&vm).await.value.state, State::Resuming);
+        daemon.stage.turn_back(&run_dir);
+        let vm = daemon.until(&vm, State::Running).await;
+        assert_eq!(daemon.count(&vm).await, 1);
+        daemon.assert_at_rest().await;
+    });
+}
+
+#[test]
+fn guest_that_takes_minutes_to_write_to_its_disk_is_suspended_all_the_same() {
+    let lab = Lab::new();
+    lab.day(async |daemon| {
+        let vm = daemon.running(daemon.record()).await;
+        let hold = daemon.stage.hold(Point::BeforeConnect);
+        daemon.command(&vm, Event::SuspendRequested).await.unwrap();
+        hold.reached().await;
+        sleep(limits::SUSPEND_TIMEOUT - Duration::from_secs(10)).await;
+        hold.release();
+        let vm = daemon.until(&vm, State::Suspended).await;
+        assert_eq!(vm.state_reason, None);
     });
 }
 

@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use dormouse_core::guest::{AppSpec, CopySpec, ExecSpec, ProcessSpec, ShellSpec, ThawSpec};
 use dormouse_core::guest::{FrameKind, TreeCopySpec, put_frame};
 use dormouse_core::limits;
-use dormouse_core::microvm::State;
+use dormouse_core::microvm::Event;
 use dormouse_node::guest::{Guest, GuestError};
 use dormouse_node::vmm::{DeltaFiles, DeltaStats, ExitReason, Instance, Stream, VmmError};
 use futures_util::FutureExt;
@@ -299,7 +299,7 @@ const ASKED: [Ask; 19] = [
     ("freeze_disk", SHORT, |guest| {
         async move { guest.freeze_disk().await }.boxed()
     }),
-    ("freeze", SHORT, |guest| {
+    ("freeze", limits::SUSPEND_TIMEOUT, |guest| {
         async move { guest.freeze().await }.boxed()
     }),
     ("thaw", SHORT, |guest| {
@@ -387,8 +387,53 @@ async fn every_request_ends_in_time_and_takes_little_whatever_the_agent_does() {
     }
 }
 
+/// More of them than there are turns.
+const CROWD: usize = 2 * limits::TRANSITIONS_AT_ONCE;
+
 #[test]
-fn an_agent_that_turns_hostile_ends_its_own_microvm_and_no_other() {
+fn agents_that_are_silent_hold_up_nobody_elses_launch_suspend_or_wake() {
+    let lab = Lab::new();
+    lab.day(async |daemon| {
+        let honest = daemon.running(daemon.record()).await;
+        let mut silent = Vec::new();
+        for _ in 0..CROWD {
+            let vm = daemon.running(daemon.record()).await;
+            daemon
+                .stage
+                .turn(daemon.dir(&vm).path(), Malice::NeverAnswers);
+            daemon.command(&vm, Event::SuspendRequested).await.unwrap();
+            silent.push(vm);
+        }
+        for _ in 0..CROWD {
+            let vm = daemon.suspended(daemon.record(), 0).await;
+            daemon
+                .stage
+                .turn(daemon.dir(&vm).path(), Malice::NeverAnswers);
+            daemon.command(&vm, Event::ResumeRequested).await.unwrap();
+            silent.push(vm);
+        }
+        for _ in 0..CROWD {
+            let vm = daemon.record();
+            daemon
+                .stage
+                .turn(daemon.dir(&vm).path(), Malice::NeverAnswers);
+            silent.push(daemon.launch(vm).await);
+        }
+        let began = Instant::now();
+        daemon.running(daemon.record()).await;
+        daemon.suspend(&honest).await;
+        assert_eq!(daemon.count(&honest).await, 0);
+        let took = began.elapsed();
+        assert!(took < Duration::from_secs(5), "took {took:?}");
+        for vm in silent {
+            daemon.terminate(&vm).await;
+        }
+        daemon.assert_at_rest().await;
+    });
+}
+
+#[test]
+fn an_agent_that_turns_hostile_harms_its_own_microvm_and_no_other() {
     for malice in Malice::ALL {
         let lab = Lab::new();
         lab.day(async |daemon| {
@@ -399,13 +444,11 @@ fn an_agent_that_turns_hostile_ends_its_own_microvm_and_no_other() {
             // Whatever comes of it: a request, a suspend, the end.
             let _ = daemon.knock(&vm).await;
             daemon.ask(&neighbour, "POST /count").await.unwrap();
-            let wish = dormouse_core::microvm::Event::SuspendRequested;
-            let _ = daemon.command(&vm, wish).await;
+            let _ = daemon.command(&vm, Event::SuspendRequested).await;
             daemon.ask(&neighbour, "POST /count").await.unwrap();
-            daemon.at_rest().await;
-            if daemon.stored(&vm).await.value.state != State::Terminated {
-                daemon.terminate(&vm).await;
-            }
+            // It may be asleep by now, or be asked again and again to run on.
+            sleep(2 * limits::SUSPEND_TIMEOUT).await;
+            daemon.terminate(&vm).await;
             assert_eq!(daemon.count(&neighbour).await, 3, "{malice:?}");
             daemon.at_rest().await;
             daemon.assert_at_rest().await;

@@ -107,6 +107,11 @@ impl Stage {
         turned.insert(run_dir.to_owned(), malice);
     }
 
+    /// The agent of the machine in this folder is ours again.
+    pub(crate) fn turn_back(&self, run_dir: &Path) {
+        self.inner.turned.lock().unwrap().remove(run_dir);
+    }
+
     /// The machines in this folder that have not ended; more than one is an error of whoever made them.
     pub(crate) fn alive(&self, run_dir: &Path) -> Vec<Arc<dyn Instance>> {
         let machines = self.inner.machines.lock().unwrap();
