@@ -227,8 +227,6 @@ pub const SIGV4_CLOCK_SKEW: Duration = Duration::from_secs(15 * 60);
 
 /// Commands that may wait for one MicroVM's driver.
 pub const DRIVER_QUEUE: usize = 64;
-/// Times that a new daemon tries to take over a machine of an earlier one before it gives it up.
-pub const ADOPT_ATTEMPTS: u32 = 5;
 /// Requests that may wait for one MicroVM to wake.
 pub const WAKE_WAITERS_MAX: usize = 1024;
 /// How long a request waits for its MicroVM to wake or to finish starting. A MicroVM that is falling asleep drains

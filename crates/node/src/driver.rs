@@ -121,7 +121,10 @@ impl Driver {
                     if outcome.machine.is_some() {
                         self.machine = outcome.machine;
                     }
-                    self.happen(outcome.event).await;
+                    match outcome.event {
+                        Some(event) => self.happen(event).await,
+                        None => self.show(),
+                    }
                 }
                 Input::Happened(event) => self.happen(event).await,
                 Input::Recheck => {}
@@ -130,36 +133,30 @@ impl Driver {
         }
     }
 
-    /// After a restart: finds the machine again, or owns up that it is gone.
+    /// After a restart: takes up what the state owes, and finds the machine that runs or owns up that it is gone.
     async fn recover(&mut self) {
         let state = self.row.value.state;
-        if matches!(state, State::Running | State::Suspending) {
-            self.machine = self.adopt().await;
-            if self.machine.is_none() && !self.kept_whole() {
-                let reason = "MicroVM's machine is gone.".to_owned();
-                return self.happen(Event::InstanceExited(reason)).await;
+        if state == State::Running {
+            match self.means.host.adopt(&self.row.value).await {
+                Ok(None) => return self.happen(transition::gone()).await,
+                Ok(machine) => self.machine = machine,
+                Err(error) => {
+                    self.warn("machine was not adopted; trying again", &error);
+                    self.look_for_machine();
+                }
             }
         }
         self.show();
         self.start(microvm::effect_of(state));
     }
 
-    /// Finds the machine that an earlier daemon left. A host that has just started many is slow to answer,
-    /// and giving up ends a MicroVM, so it is tried a few times.
-    async fn adopt(&mut self) -> Option<Arc<dyn Instance>> {
-        for _ in 0..limits::ADOPT_ATTEMPTS {
-            match self.means.host.adopt(&self.row.value).await {
-                Ok(machine) => return machine,
-                Err(error) => self.warn("machine was not adopted", &error),
-            }
-            sleep(Duration::from_secs(1)).await;
-        }
-        None
-    }
-
-    fn kept_whole(&self) -> bool {
-        let dir = self.means.host.layout.vm(&self.row.value.id);
-        self.row.value.state == State::Suspending && dir.suspended().exists()
+    /// A host that has just started many is slow to answer. Beside the loop, it is asked until it does: what cannot be
+    /// told does not end a MicroVM, and wishes are heard meanwhile.
+    fn look_for_machine(&mut self) {
+        let (means, record) = (Arc::clone(&self.means), self.row.value.clone());
+        self.work = Some(Box::pin(async move {
+            transition::recover(&means, &record).await
+        }));
     }
 
     async fn next_input(&mut self) -> Input {

@@ -14,15 +14,23 @@ use std::error::Error;
 use std::sync::Arc;
 use tokio::time::sleep;
 
-/// What an effect came to: the event to take next, and the machine that now runs.
+/// What an effect came to: the event to take next, if the state changes, and the machine that now runs.
 pub(crate) struct Outcome {
-    pub(crate) event: Event,
+    pub(crate) event: Option<Event>,
     pub(crate) machine: Option<Arc<dyn Instance>>,
 }
 
 impl Outcome {
     fn new(event: Event, machine: Option<Arc<dyn Instance>>) -> Self {
-        Self { event, machine }
+        Self {
+            event: Some(event),
+            machine,
+        }
+    }
+
+    /// The machine ended while no daemon looked.
+    fn gone() -> Self {
+        Self::new(gone(), None)
     }
 
     /// The app did not answer a hook as it must. That is the customer's affair, not the daemon's.
@@ -33,6 +41,22 @@ impl Outcome {
     ) -> Self {
         tracing::info!(microvm = %record.id, reason, "hook failed");
         Self::new(Event::HookFailed(reason), machine)
+    }
+}
+
+/// What happened to a MicroVM whose machine is not there any more.
+pub(crate) fn gone() -> Event {
+    Event::InstanceExited("MicroVM's machine is gone.".to_owned())
+}
+
+/// Takes over the machine of a running MicroVM that could not be looked for at once.
+pub(crate) async fn recover(means: &Means, record: &Record) -> Outcome {
+    match find(means, record).await {
+        Some(machine) => Outcome {
+            event: None,
+            machine: Some(machine),
+        },
+        None => Outcome::gone(),
     }
 }
 
@@ -53,8 +77,7 @@ pub(crate) async fn launch(means: &Means, record: &Record) -> Outcome {
     }
 }
 
-/// Suspends a MicroVM once its app knows. `machine` is none only where a crash came between the whole snapshot and
-/// the machine's end.
+/// Suspends a MicroVM once its app knows. `machine` is none after a restart.
 pub(crate) async fn suspend(
     means: &Means,
     record: &Record,
@@ -62,11 +85,17 @@ pub(crate) async fn suspend(
     gate: &Gate,
 ) -> Outcome {
     let host = &means.host;
-    if let Some(machine) = machine
-        && !until_done(record, "look for snapshot", || host.is_kept(record)).await
-        && let Err(outcome) = keep(means, record, machine, gate).await
-    {
-        return outcome;
+    let machine = match machine {
+        Some(machine) => Some(machine),
+        None => find(means, record).await,
+    };
+    if !until_done(record, "look for snapshot", || host.is_kept(record)).await {
+        let Some(machine) = machine else {
+            return Outcome::gone();
+        };
+        if let Err(outcome) = keep(means, record, machine, gate).await {
+            return outcome;
+        }
     }
     // The snapshot is whole and has its name: from here on the MicroVM is asleep, come what may.
     gate.cut();
@@ -130,10 +159,9 @@ async fn awake(means: &Means, record: &Record) -> Result<Arc<dyn Instance>, Outc
     let host = &means.host;
     if !until_done(record, "look for snapshot", || host.is_kept(record)).await {
         // A crash came after it was taken into use: the machine is there, or its state is gone.
-        let found = host.adopt(record).await;
         let gone = || VmmError::Gone("the machine ended while it was being resumed".to_owned());
-        let found = found.and_then(|machine| machine.ok_or_else(|| gone().into()));
-        return found.map_err(|error| lost("resume", record, &error));
+        let found = find(means, record).await;
+        return found.ok_or_else(|| lost("resume", record, &gone().into()));
     }
     match in_turn(means, host.wake(record)).await {
         Ok(machine) => Ok(machine),
@@ -169,6 +197,12 @@ pub(crate) async fn teardown(
 async fn end_machine(means: &Means, record: &Record) {
     let end = || means.host.end_machine(record);
     until_done(record, "end of machine", end).await;
+}
+
+/// Finds the machine that an earlier daemon left; none only where it is known to be gone.
+async fn find(means: &Means, record: &Record) -> Option<Arc<dyn Instance>> {
+    let look = || means.host.adopt(record);
+    until_done(record, "adoption of machine", look).await
 }
 
 /// Does what is the host's alone, when it is its turn. Nothing in it may wait for a guest, which could keep the turn

@@ -49,6 +49,8 @@ pub enum Failure {
     SnapshotDiskFull,
     /// A restored machine ends as soon as it runs.
     ExitOnResume,
+    /// Whether a machine is still there cannot be told.
+    Adopt,
     /// What a machine left cannot be cleared away.
     Reap,
 }
@@ -155,6 +157,9 @@ impl Vmm for Fake {
     }
 
     async fn adopt(&self, run_dir: &Path) -> Result<Option<Box<dyn Instance>>, VmmError> {
+        if self.take(Failure::Adopt) {
+            return Err(refused("adopt", "failed on request"));
+        }
         let found = lock(&self.machines).get(run_dir).cloned();
         let alive = found.filter(|machine| machine.guest.exit().is_none());
         Ok(alive.map(|machine| Box::new(machine) as Box<dyn Instance>))

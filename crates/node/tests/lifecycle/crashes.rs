@@ -2,11 +2,13 @@
 
 use crate::lab::{Daemon, Lab, PORT};
 use crate::stage::Point;
+use dormouse_core::limits;
 use dormouse_core::microvm::{Event, Record, State};
 use dormouse_node::guest::Guest;
+use dormouse_node::vmm::fake::Failure;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 
 /// What taking over takes when nothing waits for a time limit.
 const AT_ONCE: Duration = Duration::from_secs(2);
@@ -99,6 +101,64 @@ fn machine_that_ended_while_no_daemon_ran_ends_the_microvm() {
             record.state_reason.as_deref(),
             Some("MicroVM's machine is gone.")
         );
+    });
+}
+
+/// Has the next daemon fail so many times to look for a machine.
+fn hide(lab: &Lab, looks: usize) {
+    for _ in 0..looks {
+        lab.stage.fake.fail_next(Failure::Adopt);
+    }
+}
+
+#[test]
+fn machine_that_cannot_be_looked_for_is_taken_over_once_it_can() {
+    const LOOKS: usize = 20;
+    let lab = Lab::new();
+    let vm = lab.day(async |daemon| {
+        let vm = daemon.running(daemon.record()).await;
+        daemon.count_to(&vm, 2).await;
+        vm
+    });
+    hide(&lab, LOOKS);
+    lab.day(async |daemon| {
+        sleep(LOOKS as u32 * limits::RETRY_LAST).await;
+        assert_eq!(daemon.ask(&vm, "POST /count").await.unwrap(), "3");
+        assert_taken_over(&daemon, &vm, State::Running).await;
+    });
+    for (event, point) in [
+        (Event::SuspendRequested, Point::AfterSnapshot),
+        (Event::ResumeRequested, Point::AfterResume),
+    ] {
+        lab.day(async |daemon| die_at(&daemon, &vm, event, point).await);
+        hide(&lab, LOOKS);
+        lab.day(async |daemon| {
+            daemon.at_rest().await;
+            daemon.assert_at_rest().await;
+            if daemon.stored(&vm).await.value.state == State::Running {
+                assert_eq!(daemon.count(&vm).await, 3);
+            }
+        });
+    }
+}
+
+#[test]
+fn wishes_are_heard_while_a_machine_cannot_be_looked_for() {
+    const LOOKS: usize = 10;
+    let lab = Lab::new();
+    let (sleeper, dying) = lab.day(async |daemon| {
+        let sleeper = daemon.running(daemon.record()).await;
+        daemon.count_to(&sleeper, 2).await;
+        (sleeper, daemon.running(daemon.record()).await)
+    });
+    hide(&lab, LOOKS);
+    lab.day(async |daemon| {
+        let began = Instant::now();
+        daemon.terminate(&dying).await;
+        assert!(began.elapsed() < AT_ONCE, "took {:?}", began.elapsed());
+        daemon.suspend(&sleeper).await;
+        assert_eq!(daemon.count(&sleeper).await, 2);
+        daemon.assert_at_rest().await;
     });
 }
 
