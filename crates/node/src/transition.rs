@@ -188,6 +188,7 @@ pub(crate) async fn teardown(
         }
         lifecycle::power_off(machine).await;
     }
+    // The machine is held to the end: it knows best what of it is left.
     until_done(record, "teardown", || host.teardown(record)).await;
     Outcome::new(Event::TornDown, None)
 }

@@ -40,7 +40,7 @@ use crate::host::jail::{self, Cell, Jailer};
 use crate::host::slot::{Slot, SlotError, SlotPool};
 use async_trait::async_trait;
 use dormouse_core::egress::Egress;
-use dormouse_core::limits;
+use dormouse_core::{chain, limits};
 use enclosed::Enclosed;
 use machine::Machine;
 use process::Process;
@@ -53,7 +53,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 use tokio::sync::OnceCell;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 /// How long the end of a QEMU that has closed its socket is waited for.
 const LAST_WORDS_TIMEOUT: Duration = Duration::from_secs(1);
@@ -139,11 +139,9 @@ impl Qemu {
             disk_node: 0,
             egress,
         };
+        // On this thread: a start that is dropped here would leave a slot that no record names.
         if let Err(error) = record.save(run_dir) {
-            // No record names the slot, so nobody else would give it back.
-            if let Err(error) = slot.release().await {
-                tracing::error!(slot = slot.name(), %error, "slot not released");
-            }
+            give_back(Arc::new(slot)).await;
             return Err(error);
         }
         match self
@@ -195,8 +193,11 @@ impl Qemu {
         Ok(Machine::new(run_dir, process, qmp, slot, record))
     }
 
+    /// The machine of a folder, where this process holds it. One that is over is not, whoever has hold of it still: what
+    /// the folder tells of is its successor.
     fn held(&self, run_dir: &Path) -> Option<Arc<Machine>> {
-        lock(&self.held).get(run_dir).and_then(Weak::upgrade)
+        let machine = lock(&self.held).get(run_dir).and_then(Weak::upgrade);
+        machine.filter(|machine| !machine.is_over())
     }
 
     async fn clocks(&self) -> Result<clocks::Source, VmmError> {
@@ -333,13 +334,53 @@ impl Vmm for Qemu {
         self.slots.end_processes(&record.slot).await?;
         record.take_back()?;
         MachineRecord::remove(run_dir)?;
-        match self.slots.adopt(&record.slot, &record.egress).await {
-            Ok(Some(slot)) => Ok(slot.release().await?),
-            // Whoever uses a slot of that name now is another machine.
-            Ok(None) | Err(SlotError::InUse(_)) => Ok(()),
-            Err(error) => Err(error.into()),
-        }
+        let (name, slots) = (record.slot.clone(), self.slots.clone());
+        let left = move || release_left(slots.clone(), record.clone());
+        freed(name, left).await;
+        Ok(())
     }
+}
+
+/// Deletes the slot that a machine's record names, unless somebody else has it now.
+async fn release_left(slots: Arc<SlotPool>, record: MachineRecord) -> Result<(), SlotError> {
+    match slots.adopt(&record.slot, &record.egress).await {
+        Ok(Some(slot)) => slot.release().await,
+        // Another machine's, or another daemon's.
+        Ok(None) | Err(SlotError::InUse(_) | SlotError::Config(_)) => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+/// Deletes the slot of a machine that is over.
+async fn give_back(slot: Arc<Slot>) {
+    let name = slot.name().to_owned();
+    let release = move || {
+        let slot = slot.clone();
+        async move { slot.release().await }
+    };
+    freed(name, release).await;
+}
+
+/// Frees a slot that no record names any more, however often that fails. Nobody else would do it before the next start of
+/// the daemon, so it has a task of its own, and goes on when whoever waits here is dropped or has waited long enough.
+async fn freed<F>(slot: String, free: impl Fn() -> F + Send + 'static)
+where
+    F: Future<Output = Result<(), SlotError>> + Send + 'static,
+{
+    let freeing = tokio::spawn(async move {
+        let mut pause = limits::RETRY_FIRST;
+        while let Err(error) = free().await {
+            tracing::error!(
+                slot,
+                error = chain(&error),
+                "slot not released; trying again"
+            );
+            sleep(pause).await;
+            pause = (pause * 2).min(limits::RETRY_LAST);
+        }
+    });
+    // The machine has ended either way.
+    let _ = timeout(limits::VMM_KILL_TIMEOUT, freeing).await;
 }
 
 /// What a machine may take of the host.
@@ -399,4 +440,40 @@ fn not_started(process: &Process) -> VmmError {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use tokio::time::Instant;
+
+    /// Fails so many times, and counts.
+    fn failing(times: usize, tries: &Arc<AtomicUsize>) -> impl Fn() -> Freeing + Send + 'static {
+        let tries = tries.clone();
+        move || {
+            let full = tries.fetch_add(1, Ordering::Relaxed) < times;
+            std::future::ready(if full { Err(SlotError::Full) } else { Ok(()) })
+        }
+    }
+
+    type Freeing = std::future::Ready<Result<(), SlotError>>;
+
+    #[tokio::test(start_paused = true)]
+    async fn slot_is_freed_however_often_that_fails_and_whoever_waits() {
+        let tries = Arc::new(AtomicUsize::new(0));
+        freed("dmx-1".to_owned(), failing(2, &tries)).await;
+        assert_eq!(tries.load(Ordering::Relaxed), 3);
+
+        let tries = Arc::new(AtomicUsize::new(0));
+        let wait = freed("dmx-2".to_owned(), failing(10, &tries));
+        let dropped = timeout(Duration::from_millis(1), wait).await;
+        assert!(dropped.is_err());
+        sleep(10 * limits::RETRY_LAST).await;
+        assert_eq!(tries.load(Ordering::Relaxed), 11);
+
+        let began = Instant::now();
+        freed("dmx-3".to_owned(), failing(usize::MAX, &tries)).await;
+        assert_eq!(began.elapsed(), limits::VMM_KILL_TIMEOUT);
+    }
 }

@@ -146,6 +146,35 @@ async fn qemu_that_ends_as_it_is_adopted_leaves_no_slot() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn qemu_that_was_being_started_is_reaped_although_somebody_holds_its_predecessor() {
+    with_lab("vmmh", async |lab, qemu| {
+        let spec = lab.boot_spec("successor", None).await;
+        let predecessor = qemu.boot(&spec).await.unwrap();
+        qemu.reap(&spec.run_dir).await.unwrap();
+        let pid = tokio::select! {
+            _ = qemu.boot(&spec) => panic!("it started before it was recorded"),
+            pid = recorded_pid(&spec.run_dir) => pid,
+        };
+        qemu.reap(&spec.run_dir).await.unwrap();
+        assert!(kill_process(pid, Signal::KILL).is_err(), "it runs");
+        drop(predecessor);
+    })
+    .await;
+}
+
+/// Waits until a folder tells of a process.
+async fn recorded_pid(run_dir: &Path) -> Pid {
+    loop {
+        let record = std::fs::read(run_dir.join("machine.json")).unwrap_or_default();
+        let record: serde_json::Value = serde_json::from_slice(&record).unwrap_or_default();
+        if let Some(pid) = record["process"]["pid"].as_i64() {
+            return Pid::from_raw(pid as i32).unwrap();
+        }
+        sleep(Duration::from_millis(1)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn qemu_that_cannot_be_recorded_is_not_started() {
     with_lab("vmmr", async |lab, qemu| {
         let spec = lab.boot_spec("unrecorded", None).await;

@@ -2,11 +2,11 @@
 
 use super::clocks;
 use super::command::CONSOLE;
-use super::create;
 use super::delta;
 use super::pages::GuestMemory;
 use super::process::Process;
 use super::record::MachineRecord;
+use super::{create, give_back};
 use crate::clock;
 use crate::disk;
 use crate::host::jail;
@@ -41,11 +41,11 @@ pub(super) struct Machine {
     process: Arc<Process>,
     qmp: Qmp,
     cpus: Arc<Cpus>,
-    slot: Slot,
+    slot: Arc<Slot>,
     /// As it stands in the machine's folder.
     record: Mutex<MachineRecord>,
     exit: watch::Receiver<Option<ExitReason>>,
-    /// Set once process, record and slot are gone.
+    /// Set once process and record are gone, and the slot is or will be.
     ended: OnceCell<()>,
     _watch: AbortOnDropHandle<()>,
 }
@@ -74,7 +74,7 @@ impl Machine {
             process,
             qmp,
             cpus,
-            slot,
+            slot: Arc::new(slot),
             record: Mutex::new(record),
             exit,
             ended: OnceCell::new(),
@@ -126,6 +126,11 @@ impl Machine {
     /// Whether the process has ended, as far as is known.
     pub(super) fn has_exited(&self) -> bool {
         self.exit.borrow().is_some()
+    }
+
+    /// Whether nothing is left of it to end.
+    pub(super) fn is_over(&self) -> bool {
+        self.ended.initialized()
     }
 
     /// Takes what the guest has printed to its console since the last call: the end of it.
@@ -198,7 +203,8 @@ impl Machine {
         self.process.kill().await?;
         self.with_record(|record| record.take_back())?;
         MachineRecord::remove(&self.run_dir)?;
-        Ok(self.slot.release().await?)
+        give_back(self.slot.clone()).await;
+        Ok(())
     }
 }
 

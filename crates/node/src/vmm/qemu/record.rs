@@ -1,8 +1,8 @@
 //! What must be known of a machine to find it again after a crash: `machine.json` in its folder.
 //!
 //! It is there before the process is, without a process id, and is completed at once. It is deleted when
-//! the process is gone, before the slot is given back: a slot that nobody names is freed at the next start
-//! of the daemon, while a record that named somebody else's slot would do harm.
+//! the process is gone, before the slot is given back: a slot that nobody names is freed by whoever deleted the
+//! record or at the next start of the daemon, while a record that named somebody else's slot would do harm.
 
 use super::process::ProcessId;
 use crate::host::{self, jail};
