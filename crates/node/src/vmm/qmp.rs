@@ -42,6 +42,8 @@ pub(super) struct Seen {
     pub(super) shutdown: Option<String>,
     /// Whether the machine stopped because the host had no space for what it wrote.
     pub(super) disk_full: bool,
+    /// Whether its CPUs stopped, for whatever reason, and have not run since.
+    pub(super) stopped: bool,
 }
 
 #[derive(Debug)]
@@ -163,6 +165,13 @@ impl Qmp {
             command: name.to_owned(),
             message,
         })
+    }
+
+    /// Why the machine's CPUs will never run again, although QEMU is there; none where they do, or may.
+    pub(super) async fn halted(&self) -> Option<String> {
+        let answer = self.execute("query-status", json!({})).await.ok()?;
+        let status = answer.get("status").and_then(Value::as_str)?;
+        matches!(status, "internal-error" | "guest-panicked").then(|| status.to_owned())
     }
 
     /// What QEMU has told of its own accord so far.
@@ -309,7 +318,8 @@ fn note(seen: &mut Seen, event: &str, data: &Value) -> bool {
             let stopped = data.get("action").and_then(Value::as_str) == Some("stop");
             seen.disk_full |= stopped && data.get("nospace").and_then(Value::as_bool) == Some(true);
         }
-        "RESUME" => seen.disk_full = false,
+        "STOP" => seen.stopped = true,
+        "RESUME" => (seen.stopped, seen.disk_full) = (false, false),
         _ => {}
     }
     *seen != before
@@ -335,14 +345,15 @@ fn nonsense(problem: &'static str) -> std::io::Error {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod peer {
     use super::*;
     use tokio::net::UnixListener;
 
-    const GREETING: &str = "{\"QMP\": {\"version\": {}, \"capabilities\": []}}\n";
+    pub(in crate::vmm) const GREETING: &str =
+        "{\"QMP\": {\"version\": {}, \"capabilities\": []}}\n";
 
     /// A QEMU that follows a script: a line to expect (`<id>` stands for its id), then what to answer.
-    async fn scripted(
+    pub(in crate::vmm) async fn scripted(
         first: &str,
         answers: Vec<String>,
     ) -> (tempfile::TempDir, Result<Qmp, VmmError>) {
@@ -367,9 +378,15 @@ mod tests {
         (dir, qmp)
     }
 
-    fn ok() -> String {
+    pub(in crate::vmm) fn ok() -> String {
         "{\"return\": {}, \"id\": <id>}\n".to_owned()
     }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::peer::{GREETING, ok, scripted};
+    use super::*;
 
     #[tokio::test]
     async fn command_is_answered_across_events() {
@@ -429,6 +446,23 @@ mod tests {
         assert!(matches!(error, VmmError::Gone(_)), "{error}");
     }
 
+    #[tokio::test]
+    async fn machine_that_will_never_run_again_is_told_from_one_that_may() {
+        for (status, halted) in [
+            ("running", false),
+            ("paused", false),
+            ("inmigrate", false),
+            ("io-error", false),
+            ("internal-error", true),
+            ("guest-panicked", true),
+        ] {
+            let answer = format!("{{\"return\": {{\"status\": \"{status}\"}}, \"id\": <id>}}\n");
+            let (_dir, qmp) = scripted(GREETING, vec![ok(), answer]).await;
+            let why = qmp.unwrap().halted().await;
+            assert_eq!(why.as_deref(), halted.then_some(status));
+        }
+    }
+
     #[test]
     fn full_disk_is_noted_until_the_machine_runs_on() {
         let mut seen = Seen::default();
@@ -444,7 +478,9 @@ mod tests {
             &json!({"action": "stop", "nospace": true}),
         );
         assert!(seen.disk_full);
+        note(&mut seen, "STOP", &Value::Null);
+        assert!(seen.stopped);
         note(&mut seen, "RESUME", &Value::Null);
-        assert!(!seen.disk_full);
+        assert!(!seen.disk_full && !seen.stopped);
     }
 }

@@ -374,7 +374,8 @@ pub(super) fn node_name(number: u32) -> String {
     format!("disk{number}")
 }
 
-/// Tells how the process ended. A machine that stopped because the host's disk was full runs on when there is room.
+/// Tells how the process ended. A machine that stopped because the host's disk was full runs on when there is room; one
+/// that has halted for good is ended.
 async fn watch_machine(
     run_dir: PathBuf,
     process: Arc<Process>,
@@ -383,12 +384,18 @@ async fn watch_machine(
     told: watch::Sender<Option<ExitReason>>,
 ) {
     let (mut open, mut full) = (true, false);
+    // One that an earlier daemon started may have stopped before this one listened.
+    let mut halted = end_if_halted(&run_dir, &process, &cpus.qmp).await;
     let status = loop {
         tokio::select! {
             status = process.ended() => break status,
             changed = seen.changed(), if open => {
                 open = changed.is_ok();
-                let was_full = std::mem::replace(&mut full, seen.borrow_and_update().disk_full);
+                let now = seen.borrow_and_update().clone();
+                if now.stopped && halted.is_none() {
+                    halted = end_if_halted(&run_dir, &process, &cpus.qmp).await;
+                }
+                let was_full = std::mem::replace(&mut full, now.disk_full);
                 if full && !was_full {
                     tracing::error!(run_dir = %run_dir.display(), "host disk is full: machine stopped");
                 }
@@ -403,16 +410,24 @@ async fn watch_machine(
     if timeout(LAST_EVENTS_TIMEOUT, drained).await.is_err() {
         tracing::warn!(run_dir = %run_dir.display(), "qemu ended and left its control socket open");
     }
-    let shutdown = seen.borrow().shutdown.clone();
-    told.send_replace(Some(exit_reason(&process, shutdown.as_deref(), status)));
+    let why = halted.or_else(|| seen.borrow().shutdown.clone());
+    told.send_replace(Some(exit_reason(&process, why.as_deref(), status)));
 }
 
-fn exit_reason(
-    process: &Process,
-    shutdown: Option<&str>,
-    status: Option<ExitStatus>,
-) -> ExitReason {
-    match shutdown {
+/// Ends a machine whose CPUs will never run again, as after an error of KVM's: QEMU tells of no more than a stop, and stays.
+/// Answers why.
+async fn end_if_halted(run_dir: &Path, process: &Process, qmp: &Qmp) -> Option<String> {
+    let status = qmp.halted().await?;
+    let why = format!("{status}: {}", process.last_words());
+    tracing::error!(run_dir = %run_dir.display(), why, "machine halted for good");
+    if let Err(error) = process.kill().await {
+        tracing::error!(run_dir = %run_dir.display(), %error, "halted machine not ended");
+    }
+    Some(why)
+}
+
+fn exit_reason(process: &Process, why: Option<&str>, status: Option<ExitStatus>) -> ExitReason {
+    match why {
         Some("guest-shutdown") => ExitReason::PoweredOff,
         Some(reason) => ExitReason::Crashed(reason.to_owned()),
         None => {
@@ -449,4 +464,42 @@ fn utf8(path: &Path) -> Result<&str, VmmError> {
 fn bad_path(problem: &str) -> VmmError {
     let source = std::io::Error::new(std::io::ErrorKind::InvalidInput, problem);
     VmmError::io("name a file to qemu")(source)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::vmm::qmp::peer::{GREETING, ok, scripted};
+
+    /// QEMU's answer to the question how its machine is, and what it says after it.
+    fn status(status: &str, events: &[&str]) -> String {
+        let answer = format!("{{\"return\": {{\"status\": \"{status}\"}}, \"id\": <id>}}\n");
+        let events = events
+            .iter()
+            .map(|event| format!("{{\"event\": \"{event}\"}}\n"));
+        answer + &events.collect::<String>()
+    }
+
+    #[tokio::test]
+    async fn machine_that_halts_for_good_is_ended_as_crashed() {
+        let answers = vec![
+            ok(),
+            status("running", &["STOP"]),
+            status("paused", &["RESUME", "STOP"]),
+            status("internal-error", &[]),
+        ];
+        let (dir, qmp) = scripted(GREETING, answers).await;
+        let qmp = qmp.unwrap();
+        let child = std::process::Command::new("sleep").arg("60").spawn();
+        let process = Arc::new(Process::of_child(child.unwrap().id()).unwrap());
+        let (told, mut exit) = watch::channel(None);
+        let run_dir = dir.path().to_owned();
+        let (seen, cpus) = (qmp.seen(), Arc::new(Cpus::new(qmp)));
+        watch_machine(run_dir, process.clone(), seen, cpus, told).await;
+        let Some(ExitReason::Crashed(why)) = exit.borrow_and_update().clone() else {
+            panic!("it is said to live, or to have ended in order");
+        };
+        assert!(why.starts_with("internal-error: "), "{why}");
+        assert!(Process::find(process.id).unwrap().is_none());
+    }
 }

@@ -73,7 +73,7 @@ impl Process {
     }
 
     /// Takes hold of a process that the jail has left to this one.
-    fn of_child(pid: u32) -> io::Result<Self> {
+    pub(super) fn of_child(pid: u32) -> io::Result<Self> {
         let mut process = Self::open(pid)?;
         let (ended, status) = watch::channel(None);
         process.status = Some(status);
