@@ -265,6 +265,29 @@ fn failed_restore_leaves_it_asleep_and_whole_and_the_next_request_wakes_it() {
 }
 
 #[test]
+fn machine_of_a_failed_wake_is_gone_before_the_microvm_sleeps_again() {
+    let lab = Lab::new();
+    lab.day(async |daemon| {
+        let vm = daemon.suspended(daemon.record(), 1).await;
+        let hold = daemon.stage.hold(Point::AfterRestore);
+        daemon.command(&vm, Event::ResumeRequested).await.unwrap();
+        hold.reached().await;
+        // The snapshot cannot be taken into use: a file has its next name.
+        let consumed = daemon.dir(&vm).consumed();
+        std::fs::write(&consumed, b"").unwrap();
+        for _ in 0..3 {
+            daemon.stage.fake.fail_next(Failure::Reap);
+        }
+        hold.release();
+        let vm = daemon.until(&vm, State::Suspended).await;
+        assert!(reason(&vm).contains("take snapshot into use"), "{vm:?}");
+        std::fs::remove_file(&consumed).unwrap();
+        daemon.assert_at_rest().await;
+        assert_eq!(daemon.count(&vm).await, 1);
+    });
+}
+
+#[test]
 fn each_waiter_of_a_failed_wake_is_told() {
     let lab = Lab::new();
     lab.day(async |daemon| {
