@@ -85,11 +85,12 @@ pub(crate) async fn suspend(
     gate: &Gate,
 ) -> Outcome {
     let host = &means.host;
-    let machine = match machine {
-        Some(machine) => Some(machine),
-        None => find(means, record).await,
-    };
+    // After a crash it may be whole already.
     if !until_done(record, "look for snapshot", || host.is_kept(record)).await {
+        let machine = match machine {
+            Some(machine) => Some(machine),
+            None => find(means, record).await,
+        };
         let Some(machine) = machine else {
             return Outcome::gone();
         };
@@ -213,8 +214,8 @@ async fn in_turn<T>(means: &Means, work: impl Future<Output = T>) -> T {
     work.await
 }
 
-/// Tries until it works: what else could be done would harm the MicroVM or leave something of it behind. The wait ends
-/// with the effect, which a terminate or the end of the longest life drops.
+/// Tries until it works: what else could be done would harm the MicroVM or leave something of it behind. Short of that
+/// the wait ends with the effect, which a terminate or the end of the longest life drops, if it is no teardown.
 async fn until_done<T, F>(record: &Record, what: &str, attempt: impl Fn() -> F) -> T
 where
     F: Future<Output = Result<T, LifecycleError>>,

@@ -250,6 +250,22 @@ fn suspend_whose_machine_ended_after_its_snapshot_was_whole_is_finished() {
 }
 
 #[test]
+fn suspend_whose_snapshot_was_whole_is_finished_although_its_machine_cannot_be_looked_for() {
+    let lab = Lab::new();
+    let vm = lab.day(async |daemon| {
+        let vm = daemon.running(daemon.record()).await;
+        daemon.count_to(&vm, 2).await;
+        die_at(&daemon, &vm, Event::SuspendRequested, Point::BeforeReap).await;
+        vm
+    });
+    hide(&lab, 1000);
+    lab.day(async |daemon| {
+        assert_taken_over(&daemon, &vm, State::Suspended).await;
+        assert_eq!(daemon.count(&vm).await, 2);
+    });
+}
+
+#[test]
 fn suspend_whose_machine_ended_before_its_snapshot_was_whole_ends_the_microvm() {
     let lab = Lab::new();
     let vm = lab.day(async |daemon| {
