@@ -21,7 +21,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::copy_bidirectional;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::Semaphore;
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
@@ -71,10 +71,12 @@ pub(crate) async fn serve(listener: TcpListener, connect: Arc<Connect>) {
             None => break,
             Some(Ok((stream, from))) => {
                 let client = Client {
-                    peer: Peer(from.ip()),
                     connect: Arc::clone(&connect),
-                    place: Arc::new(place),
-                    tasks: tasks.clone(),
+                    http: http::Client {
+                        peer: Peer(from.ip()),
+                        place: Arc::new(place),
+                        tasks: tasks.clone(),
+                    },
                 };
                 tasks.spawn(client.serve(stream));
             }
@@ -91,11 +93,9 @@ pub(crate) async fn serve(listener: TcpListener, connect: Arc<Connect>) {
 /// One client's connection.
 #[derive(Clone)]
 struct Client {
-    peer: Peer,
     connect: Arc<Connect>,
-    /// Its place under the limit; the tunnel keeps it.
-    place: Arc<OwnedSemaphorePermit>,
-    tasks: TaskTracker,
+    /// Its place under the limit is in it; the tunnel keeps it.
+    http: http::Client,
 }
 
 impl Client {
@@ -135,7 +135,7 @@ impl Client {
             return refusal(StatusCode::FORBIDDEN, self.connect.allowed.explain(&target));
         };
         let upgrade = hyper::upgrade::on(&mut request);
-        let tasks = self.tasks.clone();
+        let tasks = self.http.tasks.clone();
         tasks.spawn(self.tunnel(upgrade, destination));
         Response::default()
     }
@@ -150,13 +150,12 @@ impl Client {
             }
         };
         match destination {
-            Destination::Service => self.connect.serve_api(client, self.peer).await,
+            Destination::Service => self.connect.serve_api(client, self.http).await,
             Destination::Endpoint => {
                 stop.run_until_cancelled(self.connect.join_ingress(client))
                     .await;
             }
         }
-        drop(self.place);
     }
 }
 
@@ -198,11 +197,11 @@ impl Allowed {
 
 impl Connect {
     /// Takes the TLS off and serves the API.
-    async fn serve_api(&self, client: TokioIo<Upgraded>, peer: Peer) {
-        match timeout(limits::TLS_HANDSHAKE_TIMEOUT, self.tls.accept(client)).await {
+    async fn serve_api(&self, stream: TokioIo<Upgraded>, client: http::Client) {
+        match timeout(limits::TLS_HANDSHAKE_TIMEOUT, self.tls.accept(stream)).await {
             Ok(Ok(stream)) => {
                 let service = Arc::clone(&self.service);
-                http::connection(stream, peer, service, self.stop.clone()).await;
+                http::connection(stream, client, service, self.stop.clone()).await;
             }
             Ok(Err(error)) => tracing::debug!(%error, "TLS handshake failed"),
             Err(_) => tracing::debug!("TLS handshake took too long"),

@@ -20,12 +20,12 @@ use hyper::body::{Bytes, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
-use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::task::JoinError;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -35,6 +35,16 @@ pub(crate) struct Service {
     pub(crate) app: Arc<App>,
     pub(crate) keys: Arc<Keys>,
     pub(crate) s3: s3::Service,
+}
+
+/// Whose connection it is, and what is held until its last request is answered.
+#[derive(Debug, Clone)]
+pub(crate) struct Client {
+    pub(crate) peer: Peer,
+    /// Its place under the limit of connections.
+    pub(crate) place: Arc<OwnedSemaphorePermit>,
+    /// What a stop of the listener waits for.
+    pub(crate) tasks: TaskTracker,
 }
 
 /// What a request of the control API is for.
@@ -64,7 +74,7 @@ impl Service {
 /// Accepts until `stop`, then lets requests under way end.
 pub(crate) async fn serve(listener: TcpListener, service: Arc<Service>, stop: CancellationToken) {
     let places = Arc::new(Semaphore::new(limits::CONNECTIONS_MAX));
-    let connections = TaskTracker::new();
+    let tasks = TaskTracker::new();
     loop {
         let Ok(place) = Arc::clone(&places).acquire_owned().await else {
             break;
@@ -82,21 +92,26 @@ pub(crate) async fn serve(listener: TcpListener, service: Arc<Service>, stop: Ca
                 continue;
             }
         };
-        let peer = Peer(from.ip());
-        let connection = connection(stream, peer, Arc::clone(&service), stop.clone());
-        connections.spawn(async move {
-            connection.await;
-            drop(place);
-        });
+        let client = Client {
+            peer: Peer(from.ip()),
+            place: Arc::new(place),
+            tasks: tasks.clone(),
+        };
+        tasks.spawn(connection(
+            stream,
+            client,
+            Arc::clone(&service),
+            stop.clone(),
+        ));
     }
-    connections.close();
-    let _ = tokio::time::timeout(limits::INGRESS_DRAIN_TIMEOUT, connections.wait()).await;
+    tasks.close();
+    let _ = tokio::time::timeout(limits::INGRESS_DRAIN_TIMEOUT, tasks.wait()).await;
 }
 
 /// Serves the requests of one connection until it ends.
 pub(crate) async fn connection(
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    peer: Peer,
+    client: Client,
     service: Arc<Service>,
     stop: CancellationToken,
 ) {
@@ -106,10 +121,11 @@ pub(crate) async fn connection(
         .header_read_timeout(limits::HTTP_HEAD_TIMEOUT)
         .max_headers(limits::HTTP_HEADERS_MAX)
         .max_buf_size(limits::HTTP_HEAD_BYTES_MAX);
-    let service = service_fn(move |mut request: Request<Incoming>| {
-        request.extensions_mut().insert(peer);
-        let service = Arc::clone(&service);
-        async move { Ok::<_, Infallible>(answer(&service, peer, request).await) }
+    // A stream that its client resets is no longer HTTP's, but its request is answered all the same.
+    let turns = Arc::new(Semaphore::new(limits::H2_STREAMS_MAX as usize));
+    let service = service_fn(move |request| {
+        let (service, client) = (Arc::clone(&service), client.clone());
+        answer_apart(service, client, Arc::clone(&turns), request)
     });
     let connection = http.serve_connection(TokioIo::new(stream), service);
     tokio::pin!(connection);
@@ -120,6 +136,25 @@ pub(crate) async fn connection(
             let _ = connection.await;
         }
     }
+}
+
+/// Answers in a task of its own, which goes on when the client hangs up: what is stored by then may be stored for
+/// good, and whatever must follow it follows. Only a panic is an error, and ends the connection.
+async fn answer_apart(
+    service: Arc<Service>,
+    client: Client,
+    turns: Arc<Semaphore>,
+    mut request: Request<Incoming>,
+) -> Result<Response<s3::Body>, JoinError> {
+    let turn = turns.acquire_owned().await;
+    request.extensions_mut().insert(client.peer);
+    let Client { peer, place, tasks } = client;
+    let answered = tasks.spawn(async move {
+        let response = answer(&service, peer, request).await;
+        drop((turn, place));
+        response
+    });
+    answered.await
 }
 
 /// Answers a request; one for the control API has a line in the audit log.

@@ -2,6 +2,7 @@
 
 mod accounts;
 mod crashes;
+mod hang_ups;
 mod images;
 mod lab;
 mod quotas;

@@ -9,6 +9,7 @@ use crate::config::{Config, Overrides, S3Source, ServeOverrides};
 use crate::deletions::Deletions;
 use crate::domains::CustomDomains;
 use crate::headroom::Headroom;
+use crate::http::Service;
 use crate::keys::Keys;
 use crate::objects::Objects;
 use crate::s3;
@@ -64,6 +65,11 @@ pub(super) struct World {
 impl World {
     /// An empty data directory with a base image. `config` is TOML.
     pub(super) fn new(config: &str) -> Self {
+        Self::over(Store::memory(), config)
+    }
+
+    /// The same over this store.
+    pub(super) fn over(store: Store, config: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let layout = Layout::new(dir.path());
         layout.create().unwrap();
@@ -85,7 +91,7 @@ impl World {
             .unwrap();
         Self {
             dir,
-            store: Store::memory(),
+            store,
             fake: Fake::new(),
             config: config.to_owned(),
             sealer: Arc::new(Sealer::random()),
@@ -140,7 +146,8 @@ impl World {
         let sealer = Arc::clone(&self.sealer);
         let keys = Keys::open_or_create(self.dir.path(), &config.account, sealer).unwrap();
         let keys = Arc::new(keys);
-        let s3 = s3::Service::open(self.dir.path(), &config.region, keys, &config.account);
+        let (region, account) = (&config.region, &config.account);
+        let s3 = s3::Service::open(self.dir.path(), region, Arc::clone(&keys), account);
         let s3 = s3.await.unwrap();
         for account in [ONE, TWO] {
             let bucket = bucket(account);
@@ -186,7 +193,7 @@ impl World {
         let tokens = Arc::new(tokens);
         let traffic = self.ingress(&config, &node, &tokens).metrics();
         let domains = CustomDomains::open(self.store.clone(), Arc::default()).await?;
-        Ok(Lab(Arc::new(App {
+        let app = Arc::new(App {
             ingress_port: 443,
             store: self.store.clone(),
             node,
@@ -201,7 +208,8 @@ impl World {
             tokens,
             pages: PageKey::new(&[7; 32]),
             config,
-        })))
+        });
+        Ok(Lab(Arc::new(Service { app, keys, s3 })))
     }
 
     /// An ingress without a listener.
@@ -224,13 +232,13 @@ impl World {
 
 /// A daemon that lives now.
 #[derive(Clone)]
-pub(super) struct Lab(Arc<App>);
+pub(super) struct Lab(pub(super) Arc<Service>);
 
 impl Deref for Lab {
     type Target = App;
 
     fn deref(&self) -> &App {
-        &self.0
+        &self.0.app
     }
 }
 
@@ -286,7 +294,7 @@ impl Lab {
         let (parts, ()) = request.into_parts();
         let request_id = Uuid::new_v4();
         let call = Call {
-            app: &self.0,
+            app: self,
             parts: &parts,
             body: &body,
             request_id,

@@ -1,0 +1,107 @@
+//! Clients that hang up before they are answered.
+
+use super::lab::{Lab, ONE, World, arn};
+use crate::audit::Peer;
+use crate::http::{self, Client};
+use ::http::Request;
+use async_trait::async_trait;
+use dormouse_api::sigv4::{self, Scope};
+use dormouse_store::{Backend, Kind, Memory, Query, Row, Store, StoreError, Write, Written};
+use serde_json::json;
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::io::{AsyncWriteExt, DuplexStream};
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+const COMMIT: Duration = Duration::from_secs(2);
+
+/// A store that answers long after it has written.
+#[derive(Debug, Default)]
+struct Slow(Memory);
+
+#[async_trait]
+impl Backend for Slow {
+    async fn get(&self, kind: Kind, id: &str) -> Result<Option<Row>, StoreError> {
+        self.0.get(kind, id).await
+    }
+
+    async fn list(&self, kind: Kind, query: &Query) -> Result<Vec<Row>, StoreError> {
+        self.0.list(kind, query).await
+    }
+
+    async fn apply(&self, writes: Vec<Write>) -> Result<Vec<Written>, StoreError> {
+        let written = self.0.apply(writes).await;
+        tokio::time::sleep(COMMIT).await;
+        written
+    }
+}
+
+impl Lab {
+    /// A connection to the API, and what its requests run in.
+    async fn connect(&self) -> (DuplexStream, TaskTracker) {
+        let (client, server) = tokio::io::duplex(64 << 10);
+        let places = Arc::new(Semaphore::new(1));
+        let from = Client {
+            peer: Peer(IpAddr::V4(Ipv4Addr::LOCALHOST)),
+            place: Arc::new(places.acquire_owned().await.unwrap()),
+            tasks: TaskTracker::new(),
+        };
+        let tasks = from.tasks.clone();
+        let (service, stop) = (Arc::clone(&self.0), CancellationToken::new());
+        tasks.spawn(http::connection(server, from, service, stop));
+        (client, tasks)
+    }
+
+    /// A signed call, as it goes over the wire.
+    fn signed(&self, path: &str, body: &str) -> Vec<u8> {
+        let request = Request::post(path).header("host", "localhost").body(());
+        let (mut parts, ()) = request.unwrap().into_parts();
+        let key = self.0.keys.first_of(&self.config.account).unwrap();
+        let scope = Scope {
+            region: &self.config.region,
+            service: "lambda",
+        };
+        let now = jiff::Timestamp::now();
+        sigv4::sign(
+            &mut parts,
+            body.as_bytes(),
+            &key.id,
+            &key.secret,
+            scope,
+            now,
+        )
+        .unwrap();
+        let mut text = format!("POST {path} HTTP/1.1\r\ncontent-length: {}\r\n", body.len());
+        for (name, value) in &parts.headers {
+            text += &format!("{name}: {}\r\n", value.to_str().unwrap());
+        }
+        format!("{text}\r\n{body}").into_bytes()
+    }
+}
+
+#[test]
+fn a_microvm_whose_caller_hung_up_is_launched_all_the_same() {
+    let world = World::over(Store::new(Slow::default()), "");
+    world.day(async |lab| {
+        lab.built(ONE, "app").await;
+        let (mut client, tasks) = lab.connect().await;
+        let body = json!({"imageIdentifier": arn(ONE, "app")}).to_string();
+        let call = lab.signed("/2025-09-09/microvms", &body);
+        client.write_all(&call).await.unwrap();
+        let id = loop {
+            let listed = lab.get(ONE, "/2025-09-09/microvms").await.ok();
+            if let Some(id) = listed["items"][0]["microvmId"].as_str() {
+                break id.to_owned();
+            }
+            tokio::time::sleep(COMMIT / 10).await;
+        };
+        drop(client);
+        lab.until_vm(ONE, &id, "RUNNING").await;
+        // A stop of the listener waits for just this.
+        tasks.close();
+        tasks.wait().await;
+    });
+}
