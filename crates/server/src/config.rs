@@ -28,7 +28,6 @@ pub(crate) use traffic::LimitConfig;
 use clap::{Args, ValueEnum};
 use dormouse_core::{AccountId, EndpointId, limits};
 use serde::Deserialize;
-use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -259,11 +258,11 @@ impl Config {
         let ingress_addr = serve.ingress_addr.or(raw.ingress_addr);
         let ingress_addr = ingress_addr.unwrap_or(INGRESS_ADDR);
         let dns = listeners::dns(raw.dns, ingress_addr)?;
+        let account = account(raw.account)?;
         Ok(Self {
             data_dir: data_dir(over.data_dir.clone().or(raw.data_dir))?,
             api_addr: serve.api_addr.or(raw.api_addr).unwrap_or(API_ADDR),
             ingress_addr,
-            account: account(raw.account)?,
             accel: serve.accel.or(raw.accel).unwrap_or(Accel::Auto),
             endpoint_domain: domain(endpoint_domain, &region)?,
             endpoint_port: port(serve.endpoint_port.or(raw.endpoint.port))?,
@@ -274,7 +273,8 @@ impl Config {
             secrets: secrets::secrets(raw.secrets, std::env::var_os("CREDENTIALS_DIRECTORY"))?,
             token_rotation: token_rotation(raw.tokens.rotate_days)?,
             assets_dir: serve.assets_dir.clone().or(raw.assets_dir),
-            s3: s3::s3(raw.s3, &region)?,
+            s3: s3::s3(raw.s3, &region, &account)?,
+            account,
             network: network::network(&raw.network)?,
             builds_at_once: build::at_once(raw.build.concurrency)?,
             build: BuildConfig::new(&raw.build)?,
@@ -308,28 +308,6 @@ impl Config {
             HTTPS_PORT => format!("{id}.{}", self.endpoint_domain),
             port => format!("{id}.{}:{port}", self.endpoint_domain),
         }
-    }
-}
-
-/// The configuration as the daemon says it at its start: one line for each part, no secrets.
-impl fmt::Display for Config {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "data_dir = {:?}", self.data_dir)?;
-        writeln!(f, "api_addr = \"{}\"", self.api_addr)?;
-        writeln!(f, "ingress_addr = \"{}\"", self.ingress_addr)?;
-        writeln!(f, "region = \"{}\"", self.region)?;
-        writeln!(f, "account = \"{}\"", self.account)?;
-        writeln!(f, "accel = \"{:?}\"", self.accel)?;
-        writeln!(f, "endpoint.domain = \"{}\"", self.endpoint_domain)?;
-        match &self.s3 {
-            S3Source::Embedded => writeln!(f, "s3 = embedded")?,
-            S3Source::Outside(s3) => {
-                let endpoint = s3.endpoint.as_deref().unwrap_or("AWS");
-                let key = &s3.access_key.0;
-                writeln!(f, "s3 = {endpoint}, region {}, access key {key}", s3.region)?;
-            }
-        }
-        write!(f, "build.concurrency = {}", self.builds_at_once)
     }
 }
 

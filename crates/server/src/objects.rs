@@ -2,6 +2,7 @@
 
 use crate::config::{OutsideS3, S3Source};
 use crate::s3;
+use dormouse_api::checks::{self, S3Location};
 use dormouse_core::{AccountId, limits};
 use futures_util::StreamExt;
 use object_store::aws::AmazonS3Builder;
@@ -24,15 +25,6 @@ pub(crate) enum Objects {
     Outside(OutsideS3),
 }
 
-/// The parts of `s3://bucket/key`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct ObjectUri {
-    /// The bucket.
-    pub(crate) bucket: String,
-    /// The key within it.
-    pub(crate) key: String,
-}
-
 /// Why an artifact could not be read.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ObjectError {
@@ -48,6 +40,11 @@ pub(crate) enum ObjectError {
     /// The S3 refuses.
     #[error("access to the object is denied")]
     AccessDenied,
+    /// The bucket of another S3 is another account's.
+    #[error(
+        "access to the object is denied: [s3.buckets] does not give bucket {0} to this account"
+    )]
+    NotOwned(String),
     /// The object is in another region than the configured one.
     #[error("the bucket is in another region than the configured one")]
     CrossRegion,
@@ -69,28 +66,11 @@ impl ObjectError {
             Self::Uri | Self::TooLarge => "S3_INVALID_OBJECT",
             Self::NoSuchBucket => "S3_NO_SUCH_BUCKET",
             Self::NoSuchKey => "S3_NO_SUCH_KEY",
-            Self::AccessDenied => "S3_ACCESS_DENIED",
+            Self::AccessDenied | Self::NotOwned(_) => "S3_ACCESS_DENIED",
             Self::CrossRegion => "S3_CROSS_REGION_ACCESS_DENIED",
             Self::Write(error) if error.kind() == io::ErrorKind::StorageFull => "DISK_STORAGE_FULL",
             Self::Read(_) | Self::Write(_) => "INTERNAL_PLATFORM_ERROR",
         }
-    }
-}
-
-impl ObjectUri {
-    /// Parses `s3://bucket/key`.
-    pub(crate) fn parse(uri: &str) -> Option<Self> {
-        const KEY_BYTES_MAX: usize = 1024;
-        let (bucket, key) = uri.strip_prefix("s3://")?.split_once('/')?;
-        let name =
-            |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b".-".contains(&byte);
-        let valid = (3..=63).contains(&bucket.len())
-            && bucket.bytes().all(name)
-            && (1..=KEY_BYTES_MAX).contains(&key.len());
-        valid.then(|| Self {
-            bucket: bucket.to_owned(),
-            key: key.to_owned(),
-        })
     }
 }
 
@@ -111,8 +91,8 @@ impl Objects {
         uri: &str,
         to: &Path,
     ) -> Result<u64, ObjectError> {
-        let uri = ObjectUri::parse(uri).ok_or(ObjectError::Uri)?;
-        let (store, path) = self.locate(account, &uri).await?;
+        let at = checks::artifact_uri(uri).map_err(|_| ObjectError::Uri)?;
+        let (store, path) = self.locate(account, at).await?;
         let fetched = download(store.as_ref(), &path, to).await;
         if fetched.is_err()
             && let Err(error) = tokio::fs::remove_file(to).await
@@ -126,18 +106,21 @@ impl Objects {
     async fn locate(
         &self,
         account: &AccountId,
-        uri: &ObjectUri,
+        at: S3Location<'_>,
     ) -> Result<(Arc<dyn ObjectStore>, ObjectPath), ObjectError> {
         match self {
             Self::Embedded(s3) => s3
-                .locate(account, &uri.bucket, &uri.key)
+                .locate(account, at.bucket, at.key)
                 .await
                 .map_err(embedded_error),
+            Self::Outside(outside) if outside.owner(at.bucket) != account => {
+                Err(ObjectError::NotOwned(at.bucket.to_owned()))
+            }
             Self::Outside(outside) => {
                 // A key that a path cannot express (`a//b`) must not become another key.
                 let path =
-                    ObjectPath::parse(&uri.key).map_err(|error| ObjectError::Read(error.into()))?;
-                Ok((connect(outside, &uri.bucket)?, path))
+                    ObjectPath::parse(at.key).map_err(|error| ObjectError::Read(error.into()))?;
+                Ok((connect(outside, at.bucket)?, path))
             }
         }
     }
@@ -241,6 +224,7 @@ mod tests {
     use hyper_util::server::conn::auto;
     use object_store::RetryConfig;
     use secrecy::SecretString;
+    use std::collections::BTreeMap;
     use std::convert::Infallible;
     use std::net::SocketAddr;
     use tempfile::TempDir;
@@ -269,6 +253,8 @@ mod tests {
                 endpoint: Some(format!("http://{address}")),
                 region: "us-east-1".to_owned(),
                 access_key: (key.id, key.secret),
+                buckets: BTreeMap::new(),
+                account: account.clone(),
             };
             Self {
                 folder,
@@ -365,6 +351,31 @@ mod tests {
             let uri = format!("s3://bucket/{key}");
             let error = objects.fetch(&other, &uri, &to).await.unwrap_err();
             assert_eq!(error.code(), "S3_ACCESS_DENIED", "{error:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_bucket_of_another_s3_is_one_accounts() {
+        let served = Served::start().await;
+        let other = AccountId::parse("111111111111").unwrap();
+        let mut outside = served.outside.clone();
+        for name in ["bucket", "theirs"] {
+            served.s3.create_bucket(name, &owner()).await.unwrap();
+            let store = connect(&outside, name).unwrap();
+            let path = ObjectPath::from("app.zip");
+            store.put(&path, "content".into()).await.unwrap();
+        }
+        outside.buckets.insert("theirs".to_owned(), other.clone());
+        let objects = Objects::Outside(outside);
+        let to = served.folder.path().join("fetched");
+        for (account, own, foreign) in [(owner(), "bucket", "theirs"), (other, "theirs", "bucket")]
+        {
+            let uri = |bucket| format!("s3://{bucket}/app.zip");
+            objects.fetch(&account, &uri(own), &to).await.unwrap();
+            let error = objects.fetch(&account, &uri(foreign), &to).await;
+            let error = error.unwrap_err();
+            assert_eq!(error.code(), "S3_ACCESS_DENIED", "{error:?}");
+            assert!(error.to_string().contains("[s3.buckets]"), "{error}");
         }
     }
 

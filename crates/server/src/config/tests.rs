@@ -63,6 +63,8 @@ fn every_key_has_its_place() {
         endpoint = "https://s3.example.com"
         access_key_id = "AKIA"
         secret_access_key = "hush"
+        [s3.buckets]
+        code = "111111111111"
         [network]
         slots = "10.9.0.0/16"
         warm_slots = 0
@@ -131,11 +133,14 @@ fn every_key_has_its_place() {
         config.limits.response_timeout,
         Some(Duration::from_secs(3600))
     );
-    let said = format!("{config} {config:?}");
-    assert!(
-        said.contains("region eu-north-1") && !said.contains("hush"),
-        "{said}"
-    );
+    let S3Source::Outside(s3) = &config.s3 else {
+        panic!("{:?}", config.s3);
+    };
+    assert_eq!(s3.region, "eu-north-1");
+    assert_eq!(s3.owner("code").as_str(), "111111111111");
+    assert_eq!(s3.owner("other"), &config.account);
+    let said = format!("{config:?}");
+    assert!(!said.contains("hush"), "{said}");
 }
 
 fn limits(limits: VmLimits) -> (Option<u32>, Option<u32>, Option<u64>) {
@@ -238,6 +243,11 @@ fn a_mistake_is_named_with_its_remedy() {
         ),
         ("[s3]\nregion = \"us-east-1\"", "`s3`", "access_key_id"),
         ("[s3]\nendpoint = \"ftp://x\"", "s3.endpoint", "https://"),
+        (
+            "[s3]\naccess_key_id = \"a\"\nsecret_access_key = \"b\"\nbuckets = { code = \"me\" }",
+            "s3.buckets",
+            "123456789012",
+        ),
         (
             "[network]\nblock = [\"10.0.0.1/8\"]",
             "network.block",
