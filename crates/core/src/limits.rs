@@ -132,6 +132,10 @@ pub const DOMAIN_CERTIFICATES_MAX: usize = 10_000;
 /// Most client connections at once on one listener.
 pub const CONNECTIONS_MAX: usize = 10_000;
 
+/// Files that the daemon may need to have open at once: of the listeners' connections those to endpoints take two,
+/// a MicroVM some eight.
+pub const OPEN_FILES: u64 = 1 << 17;
+
 /// Connections that may read metrics at once.
 pub const SCRAPES_AT_ONCE: usize = 16;
 

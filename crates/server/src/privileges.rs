@@ -1,9 +1,13 @@
-//! What the daemon keeps of root's rights, for itself and for all that it starts: what its work needs.
+//! What the daemon keeps of root's rights, for itself and for all that it starts: what its work needs. And how many
+//! files it may have open.
 //!
 //! Why it is not split into a part with rights and one without is in `docs/adr/0009`.
 
+use dormouse_core::limits;
 use rustix::io::Errno;
-use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
+use rustix::process::{
+    DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpable_behavior, setrlimit,
+};
 use rustix::thread::{
     CapabilitySet, CapabilitySets, capabilities, remove_capability_from_bounding_set,
     set_capabilities, set_no_new_privs,
@@ -52,8 +56,35 @@ pub(crate) fn reduce() -> Result<(), PrivilegeError> {
     hide_memory()
 }
 
+/// The capabilities that the daemon's work needs.
+pub(crate) fn kept() -> CapabilitySet {
+    KEPT.into_iter().collect()
+}
+
+/// How many files the daemon may have open, once [`raise_open_files`] is done.
+pub(crate) fn open_files() -> u64 {
+    let most = getrlimit(Resource::Nofile).maximum;
+    most.map_or(limits::OPEN_FILES, |most| most.min(limits::OPEN_FILES))
+}
+
+/// Lets the daemon open all the files that it may need to: 1024, which most systems begin with, are a tenth of one
+/// listener's connections. No more than that, though, for whatever it starts has the same limit, and some programs
+/// go through all descriptors that there may be.
+pub(crate) fn raise_open_files() -> Result<(), PrivilegeError> {
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    let wanted = open_files();
+    if current.is_none_or(|current| current >= wanted) {
+        return Ok(());
+    }
+    let raised = Rlimit {
+        current: Some(wanted),
+        maximum,
+    };
+    setrlimit(Resource::Nofile, raised).map_err(failed("raise the number of open files"))
+}
+
 fn drop_capabilities() -> Result<(), PrivilegeError> {
-    let kept = KEPT.into_iter().collect::<CapabilitySet>();
+    let kept = kept();
     let held = capabilities(None).map_err(failed("read capabilities"))?;
     // Who may not do this cannot run machines either, and is told so by what needs the rights for that.
     if held.effective.contains(CapabilitySet::SETPCAP) {
@@ -90,7 +121,22 @@ fn failed(action: &'static str) -> impl FnOnce(Errno) -> PrivilegeError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use rustix::process::{dumpable_behavior, getrlimit};
+    use rustix::process::dumpable_behavior;
+
+    #[test]
+    fn as_many_files_may_be_open_as_are_needed() {
+        let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
+        let few = Rlimit {
+            current: Some(1000),
+            maximum,
+        };
+        setrlimit(Resource::Nofile, few).unwrap();
+        raise_open_files().unwrap();
+        let raised = getrlimit(Resource::Nofile);
+        assert_eq!(raised.current, Some(open_files()));
+        assert_eq!(raised.maximum, maximum);
+        raise_open_files().unwrap();
+    }
 
     #[test]
     fn memory_is_neither_shown_nor_dumped() {
@@ -109,9 +155,8 @@ mod tests {
             (before, capabilities(None).unwrap())
         });
         let (before, after) = reduced.join().unwrap();
-        let kept = KEPT.into_iter().collect::<CapabilitySet>();
-        assert_eq!(after.effective, before.effective & kept);
-        assert_eq!(after.permitted, before.permitted & kept);
+        assert_eq!(after.effective, before.effective & kept());
+        assert_eq!(after.permitted, before.permitted & kept());
         assert_eq!(after.inheritable, CapabilitySet::empty());
     }
 }

@@ -16,6 +16,7 @@ use crate::headroom::Headroom;
 use crate::http::Service;
 use crate::keys::Keys;
 use crate::objects::Objects;
+use crate::privileges;
 use crate::retention;
 use crate::s3;
 use crate::sealing;
@@ -48,6 +49,15 @@ use tokio_util::sync::CancellationToken;
 /// Runs the daemon until SIGTERM or SIGINT.
 pub(crate) async fn run(config: Config) -> Result<()> {
     telemetry::start(config.log);
+    privileges::raise_open_files()?;
+    let open_files = privileges::open_files();
+    if open_files < limits::OPEN_FILES {
+        tracing::warn!(
+            open_files,
+            needed = limits::OPEN_FILES,
+            "the limit of open files is lower than what all listeners may need: raise its hard limit"
+        );
+    }
     let mut terminated = signal(SignalKind::terminate())?;
     let mut interrupted = signal(SignalKind::interrupt())?;
     let running = Running::start(config).await?;

@@ -3,10 +3,12 @@
 use super::Finding;
 use crate::assets::Assets;
 use crate::config::Config;
+use crate::privileges;
 use crate::sealing;
 use crate::serve::QEMU;
-use dormouse_core::chain;
+use dormouse_core::{chain, limits};
 use rustix::io::Errno;
+use rustix::thread::{CapabilitySet, capabilities};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -21,14 +23,6 @@ const FIRMWARE: &str = "qboot.rom";
 const PROGRAM_TIMEOUT: Duration = Duration::from_secs(10);
 const GIB: u64 = 1 << 30;
 
-/// Capabilities that the daemon needs, with the kernel's numbers.
-const CAPABILITIES: [(&str, u32); 4] = [
-    ("DAC_OVERRIDE", 1),
-    ("NET_ADMIN", 12),
-    ("SYS_PTRACE", 19),
-    ("SYS_ADMIN", 21),
-];
-
 /// Looks at programs, rights, files and disk.
 pub(super) async fn check(config: &Config) -> Vec<Finding> {
     vec![
@@ -38,6 +32,7 @@ pub(super) async fn check(config: &Config) -> Vec<Finding> {
         tool("mke2fs", &["mke2fs", "-V"], "e2fsprogs").await,
         assets(config),
         rights(),
+        open_files(privileges::open_files()),
         secrets(config),
         cgroup(),
         disk_space(&config.data_dir),
@@ -127,13 +122,10 @@ fn assets(config: &Config) -> Finding {
 
 fn rights() -> Finding {
     let remedy = "run dormouse as root; in a container, with all capabilities (`--privileged`)";
-    let status = match std::fs::read_to_string("/proc/self/status") {
-        Ok(status) => status,
-        Err(error) => {
-            return Finding::failure("rights", format!("/proc/self/status: {error}"), remedy);
-        }
+    let missing = match capabilities(None) {
+        Ok(held) => missing_capabilities(held.effective),
+        Err(error) => return Finding::failure("rights", error.to_string(), remedy),
     };
-    let missing = missing_capabilities(&status);
     match missing.is_empty() {
         true => Finding::good("rights", "every capability that is needed"),
         false => Finding::failure(
@@ -144,15 +136,24 @@ fn rights() -> Finding {
     }
 }
 
-fn missing_capabilities(status: &str) -> Vec<&'static str> {
-    let line = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
-    let effective = line
-        .and_then(|bits| u64::from_str_radix(bits.trim(), 16).ok())
-        .unwrap_or_default();
-    let missing = CAPABILITIES
-        .iter()
-        .filter(|(_, bit)| effective & (1 << bit) == 0);
-    missing.map(|(name, _)| *name).collect()
+fn missing_capabilities(effective: CapabilitySet) -> Vec<&'static str> {
+    let missing = privileges::kept().difference(effective);
+    missing.iter_names().map(|(name, _)| name).collect()
+}
+
+/// Of this command's process: a service may have another limit.
+fn open_files(most: u64) -> Finding {
+    const NEEDED: u64 = limits::OPEN_FILES;
+    match most {
+        NEEDED.. => Finding::good("open files", format!("{most} at once")),
+        0..NEEDED => Finding::note(
+            "open files",
+            format!("{most} at once: full listeners may need {NEEDED}"),
+            format!(
+                "raise the hard limit: `LimitNOFILE={NEEDED}` in the unit, or `ulimit -Hn {NEEDED}`"
+            ),
+        ),
+    }
 }
 
 fn secrets(config: &Config) -> Finding {
@@ -261,12 +262,16 @@ mod tests {
 
     #[test]
     fn missing_capabilities_are_named() {
-        assert!(missing_capabilities("Name:\tx\nCapEff:\t000001ffffffffff\n").is_empty());
-        assert_eq!(
-            missing_capabilities("CapEff:\t0000000000001002\n"),
-            ["SYS_PTRACE", "SYS_ADMIN"]
-        );
-        assert_eq!(missing_capabilities("").len(), CAPABILITIES.len());
+        assert!(missing_capabilities(CapabilitySet::all()).is_empty());
+        let held = privileges::kept() - CapabilitySet::SYS_PTRACE - CapabilitySet::KILL;
+        assert_eq!(missing_capabilities(held), ["KILL", "SYS_PTRACE"]);
+    }
+
+    #[test]
+    fn too_few_open_files_are_noted() {
+        let verdict = |most| open_files(most).verdict;
+        assert_eq!(verdict(4096), super::super::Verdict::Note);
+        assert_eq!(verdict(limits::OPEN_FILES), super::super::Verdict::Good);
     }
 
     #[test]
