@@ -85,12 +85,10 @@ impl Admission {
                 if !admission.alive.is_live(&vm.id) {
                     continue;
                 }
-                let build = store.get::<dormouse_core::image::Build>(vm.build.as_str());
-                let memory_mib = build.await?.map_or(0, |build| build.value.memory_mib);
                 let launch = Launch {
                     account: vm.account,
                     image: vm.image,
-                    memory_mib: memory_mib.into(),
+                    memory_mib: vm.memory_mib.into(),
                     launched: true,
                 };
                 admission.state().launches.insert(vm.id, launch);

@@ -68,12 +68,6 @@ impl ApiError {
         Self::validation("Cannot delete microvm image with running microvms.")
     }
 
-    /// The version cannot be deleted while MicroVMs of it live; the text is our own.
-    #[must_use]
-    pub fn image_version_in_use() -> Self {
-        Self::validation("Cannot delete microvm image version with running microvms.")
-    }
-
     /// An image keeps at least one version.
     #[must_use]
     pub fn image_last_version() -> Self {
