@@ -176,7 +176,8 @@ pub const WEBSOCKET_CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 pub const IDLE_CONNECTION_TIMEOUT: Duration = Duration::from_secs(600);
 /// A client connection that is closed to make room gets this long to take its leave.
 pub const SHED_GRACE: Duration = Duration::from_secs(1);
-/// A request body of a stated length must go on within this, as long as somebody wants to read it.
+/// A request body of a stated length must go on within this, as long as somebody wants to read it; to the API and S3,
+/// any body.
 pub const BODY_STALL_TIMEOUT: Duration = Duration::from_secs(60);
 /// A client must take what it is sent within this.
 pub const CLIENT_UNREAD_TIMEOUT: Duration = Duration::from_secs(300);

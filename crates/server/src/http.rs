@@ -8,6 +8,7 @@ use crate::api::{self, sts};
 use crate::app::App;
 use crate::audit::{self, Peer};
 use crate::keys::Keys;
+use crate::request_body::RequestBody;
 use crate::s3;
 use dormouse_api::route::is_control_path;
 use dormouse_core::limits;
@@ -15,7 +16,7 @@ use dormouse_node::clock;
 use http::header::HOST;
 use http::request::Parts;
 use http::{HeaderValue, Request, Response, StatusCode};
-use http_body_util::{BodyExt, Full, Limited};
+use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::body::{Bytes, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -24,8 +25,9 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinError;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -105,7 +107,7 @@ pub(crate) async fn serve(listener: TcpListener, service: Arc<Service>, stop: Ca
         ));
     }
     tasks.close();
-    let _ = tokio::time::timeout(limits::INGRESS_DRAIN_TIMEOUT, tasks.wait()).await;
+    let _ = timeout(limits::INGRESS_DRAIN_TIMEOUT, tasks.wait()).await;
 }
 
 /// Serves the requests of one connection until it ends.
@@ -115,25 +117,73 @@ pub(crate) async fn connection(
     service: Arc<Service>,
     stop: CancellationToken,
 ) {
+    // A stream that its client resets is no longer HTTP's, but its request is answered all the same.
+    let turns = Arc::new(Semaphore::new(limits::H2_STREAMS_MAX as usize));
+    let (under_way, requests) = watch::channel(0);
+    let service = service_fn(move |request| {
+        let (service, client) = (Arc::clone(&service), client.clone());
+        let (turns, busy) = (Arc::clone(&turns), Busy::new(&under_way));
+        async move {
+            let answered = answer_apart(service, client, turns, request).await;
+            drop(busy);
+            answered
+        }
+    });
+    let http = protocol();
+    let connection = http.serve_connection(TokioIo::new(stream), service);
+    tokio::pin!(connection);
+    tokio::select! {
+        _ = connection.as_mut() => return,
+        () = stop.cancelled() => {}
+        () = outstayed(requests) => {}
+    }
+    connection.as_mut().graceful_shutdown();
+    let _ = connection.await;
+}
+
+/// HTTP/1 or HTTP/2, as the client's first bytes have it, within the product's limits.
+fn protocol() -> auto::Builder<TokioExecutor> {
     let mut http = auto::Builder::new(TokioExecutor::new());
     http.http1()
         .timer(TokioTimer::new())
         .header_read_timeout(limits::HTTP_HEAD_TIMEOUT)
         .max_headers(limits::HTTP_HEADERS_MAX)
         .max_buf_size(limits::HTTP_HEAD_BYTES_MAX);
-    // A stream that its client resets is no longer HTTP's, but its request is answered all the same.
-    let turns = Arc::new(Semaphore::new(limits::H2_STREAMS_MAX as usize));
-    let service = service_fn(move |request| {
-        let (service, client) = (Arc::clone(&service), client.clone());
-        answer_apart(service, client, Arc::clone(&turns), request)
-    });
-    let connection = http.serve_connection(TokioIo::new(stream), service);
-    tokio::pin!(connection);
-    tokio::select! {
-        _ = connection.as_mut() => {}
-        () = stop.cancelled() => {
-            connection.as_mut().graceful_shutdown();
-            let _ = connection.await;
+    http.http2()
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(limits::H2_STREAMS_MAX)
+        .max_header_list_size(limits::HTTP_HEAD_BYTES_MAX as u32)
+        .keep_alive_interval(limits::H2_PING_INTERVAL)
+        .keep_alive_timeout(limits::H2_PING_TIMEOUT);
+    http
+}
+
+/// A request under way on a connection, as long as its client waits for the answer.
+struct Busy(watch::Sender<usize>);
+
+impl Busy {
+    fn new(under_way: &watch::Sender<usize>) -> Self {
+        under_way.send_modify(|number| *number += 1);
+        Self(under_way.clone())
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.0.send_modify(|number| *number -= 1);
+    }
+}
+
+/// Returns when a connection has been without its first request, or idle after one, for too long.
+async fn outstayed(mut under_way: watch::Receiver<usize>) {
+    let mut limit = limits::HTTP_HEAD_TIMEOUT;
+    loop {
+        let idle = *under_way.borrow_and_update() == 0;
+        match timeout(limit, under_way.changed()).await {
+            Ok(Ok(())) => limit = limits::IDLE_CONNECTION_TIMEOUT,
+            Err(_) if !idle => {}
+            // The service is gone only with its connection.
+            Ok(Err(_)) | Err(_) => return,
         }
     }
 }
@@ -160,6 +210,7 @@ async fn answer_apart(
 /// Answers a request; one for the control API has a line in the audit log.
 async fn answer(service: &Service, peer: Peer, request: Request<Incoming>) -> Response<s3::Body> {
     let (parts, body) = request.into_parts();
+    let body = RequestBody::from(body);
     service.keys.meet(&parts).await;
     let Some(api) = service.api_of(&parts) else {
         let response = service.s3.call(Request::from_parts(parts, body)).await;
@@ -186,19 +237,26 @@ fn bounded(service: &Service, peer: Peer, response: Response<s3::Body>) -> Respo
     }
 }
 
-async fn control(service: &Service, api: Api, parts: &Parts, body: Incoming) -> Response<Bytes> {
+async fn control(service: &Service, api: Api, parts: &Parts, body: RequestBody) -> Response<Bytes> {
     let (app, keys) = (&service.app, &service.keys);
     let body = Limited::new(body, limits::API_BODY_BYTES_MAX).collect();
-    // Where it is not too large, the client is gone or has broken HTTP: nobody reads this.
-    let Ok(body) = body.await else {
-        return api::body_too_large();
+    let body = match body.await {
+        Ok(body) => body.to_bytes(),
+        Err(error) if error.is::<LengthLimitError>() => return api::body_too_large(),
+        Err(_) => return unread(),
     };
-    let body = body.to_bytes();
     match api {
         Api::Sts => sts::handle(app, keys, parts, &body),
         Api::Extension => extension::handle(app, keys, parts, &body).await,
         Api::MicroVms => api::handle(app, keys, parts, &body).await,
     }
+}
+
+/// The body did not come: the client stands still, is gone or has broken HTTP, and hardly reads this.
+fn unread() -> Response<Bytes> {
+    let mut response = Response::new(Bytes::new());
+    *response.status_mut() = StatusCode::REQUEST_TIMEOUT;
+    response
 }
 
 fn whole(response: Response<Bytes>) -> Response<s3::Body> {

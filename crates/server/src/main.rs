@@ -24,6 +24,7 @@ mod keys;
 mod metrics;
 mod objects;
 mod privileges;
+mod request_body;
 mod retention;
 mod s3;
 mod sealing;

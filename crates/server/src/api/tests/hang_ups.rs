@@ -1,4 +1,4 @@
-//! Clients that hang up before they are answered.
+//! Clients that hang up before they are answered, or that do not go on.
 
 use super::lab::{Lab, ONE, World, arn};
 use crate::audit::Peer;
@@ -6,13 +6,15 @@ use crate::http::{self, Client};
 use ::http::Request;
 use async_trait::async_trait;
 use dormouse_api::sigv4::{self, Scope};
+use dormouse_core::limits;
 use dormouse_store::{Backend, Kind, Memory, Query, Row, Store, StoreError, Write, Written};
 use serde_json::json;
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::io::{AsyncWriteExt, DuplexStream};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::sync::Semaphore;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -103,5 +105,33 @@ fn a_microvm_whose_caller_hung_up_is_launched_all_the_same() {
         // A stop of the listener waits for just this.
         tasks.close();
         tasks.wait().await;
+    });
+}
+
+#[test]
+fn a_client_that_does_not_go_on_is_left() {
+    const HTTP2: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+    const UPLOAD: &[u8] =
+        b"POST /2025-09-09/microvms HTTP/1.1\r\nhost: localhost\r\ncontent-length: 9\r\n\r\nx";
+    let unanswered = limits::HTTP_HEAD_TIMEOUT + limits::H2_PING_INTERVAL + limits::H2_PING_TIMEOUT;
+    World::new("").day(async |lab| {
+        for (said, most, answer) in [
+            (&b""[..], limits::HTTP_HEAD_TIMEOUT, &b""[..]),
+            (b"PRI * HTTP", limits::HTTP_HEAD_TIMEOUT, b""),
+            (b"GET / HTTP/1.1\r\n", limits::HTTP_HEAD_TIMEOUT, b""),
+            (HTTP2, unanswered, b"\0"),
+            (UPLOAD, limits::BODY_STALL_TIMEOUT, b"HTTP/1.1 408 "),
+        ] {
+            let (mut client, tasks) = lab.connect().await;
+            let begun = Instant::now();
+            client.write_all(said).await.unwrap();
+            let mut heard = Vec::new();
+            client.read_to_end(&mut heard).await.unwrap();
+            let (took, said) = (begun.elapsed(), String::from_utf8_lossy(said));
+            assert!(took <= most + Duration::from_secs(1), "{said:?}: {took:?}");
+            assert!(heard.starts_with(answer), "{said:?}: {heard:?}");
+            tasks.close();
+            tasks.wait().await;
+        }
     });
 }
