@@ -386,7 +386,8 @@ pub const SUBNETS_MAX: usize = 64;
 /// Ranges of one such subnet.
 pub const SUBNET_RANGES_MAX: usize = 64;
 
-/// Bytes that must be free on the data directory's file system for a launch, unless configured otherwise.
+/// Bytes that must be free on the data directory's file system for a launch or a write to the embedded S3, unless
+/// configured otherwise.
 pub const HOST_DISK_FREE_MIN_BYTES: u64 = 512 << 20;
 /// Bytes of memory that must be available on the host for a launch, unless configured otherwise.
 pub const HOST_MEMORY_FREE_MIN_BYTES: u64 = 256 << 20;
@@ -455,6 +456,11 @@ pub const S3_METADATA_BYTES_MAX: usize = 2 << 10;
 pub const S3_CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// A multipart upload that is neither completed nor aborted is forgotten after this.
 pub const S3_UPLOAD_TTL: Duration = Duration::from_secs(7 * 24 * 3600);
+/// A file of the embedded S3's that nothing names is spared for this long after the last write: an object may be on its
+/// way into it.
+pub const S3_LEFTOVER_AGE: Duration = Duration::from_secs(24 * 3600);
+/// How often the embedded S3 is looked over for what is left behind.
+pub const S3_SWEEP_INTERVAL: Duration = Duration::from_secs(3600);
 
 /// Images that one account may have, unless configured otherwise. AWS: 100.
 pub const ACCOUNT_IMAGES: usize = 1000;

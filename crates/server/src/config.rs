@@ -295,6 +295,18 @@ impl Config {
         })
     }
 
+    /// The defaults, on a host that may be filled to the brim.
+    #[cfg(test)]
+    pub(crate) fn of_data_dir(dir: &Path) -> Self {
+        let over = Overrides {
+            config: None,
+            data_dir: Some(dir.to_owned()),
+        };
+        let mut config = Self::load(&over, &ServeOverrides::default()).expect("defaults are valid");
+        config.capacity.disk_free_min_bytes = 0;
+        config
+    }
+
     /// The metadata database.
     pub(crate) fn database(&self) -> PathBuf {
         self.data_dir.join("dormouse.db")

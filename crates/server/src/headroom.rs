@@ -1,5 +1,5 @@
-//! Whether the host has room for one more MicroVM: a launch is refused before the host is in danger, so that those that
-//! run can go on writing and those that sleep can wake.
+//! Whether the host has room for one more MicroVM or S3 object: either is refused before the host is in danger, so that
+//! MicroVMs that run can go on writing and those that sleep can wake.
 
 use crate::config::CapacityConfig;
 use dormouse_node::disk;
@@ -17,9 +17,9 @@ pub(crate) struct Headroom {
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Shortage {
     /// Of disk space.
-    #[error("{free} bytes of disk are free, {least} must stay free (capacity.disk_free_min_bytes)")]
+    #[error("{free} bytes of disk would be free, {least} must be (capacity.disk_free_min_bytes)")]
     Disk {
-        /// What there is.
+        /// What there would be.
         free: u64,
         /// What there must be.
         least: u64,
@@ -49,12 +49,7 @@ impl Headroom {
 
     /// Whether there is room for a launch.
     pub(crate) async fn check(&self) -> Result<(), Shortage> {
-        let free = disk::free_bytes(&self.data_dir).await;
-        let free = free.map_err(Shortage::Unknown)?;
-        let least = self.least.disk_free_min_bytes;
-        if free < least {
-            return Err(Shortage::Disk { free, least });
-        }
+        self.check_disk(0).await?;
         let memory = tokio::fs::read_to_string("/proc/meminfo").await;
         let memory = memory.map_err(Shortage::Unknown)?;
         let least = self.least.memory_free_min_bytes;
@@ -62,6 +57,17 @@ impl Headroom {
             Some(available) if available < least => Err(Shortage::Memory { available, least }),
             Some(_) => Ok(()),
             None => Err(Shortage::Unknown(io::ErrorKind::InvalidData.into())),
+        }
+    }
+
+    /// Whether there is disk for so many bytes.
+    pub(crate) async fn check_disk(&self, bytes: u64) -> Result<(), Shortage> {
+        let free = disk::free_bytes(&self.data_dir).await;
+        let free = free.map_err(Shortage::Unknown)?.saturating_sub(bytes);
+        let least = self.least.disk_free_min_bytes;
+        match free < least {
+            true => Err(Shortage::Disk { free, least }),
+            false => Ok(()),
         }
     }
 }
@@ -92,6 +98,8 @@ mod tests {
         assert!(headroom(0, 0).check().await.is_ok());
         let disk = headroom(u64::MAX, 0).check().await.unwrap_err();
         assert!(disk.to_string().contains("bytes of disk"), "{disk}");
+        assert!(headroom(1, u64::MAX).check_disk(1).await.is_ok());
+        assert!(headroom(1, 0).check_disk(u64::MAX).await.is_err());
         let memory = headroom(0, u64::MAX).check().await.unwrap_err();
         assert!(memory.to_string().contains("bytes of memory"), "{memory}");
     }

@@ -217,6 +217,7 @@ fn says(error: &(dyn Error + 'static), word: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Config;
     use crate::keys::Keys;
     use dormouse_secrets::Sealer;
     use hyper::service::service_fn;
@@ -240,14 +241,13 @@ mod tests {
     impl Served {
         async fn start() -> Self {
             let folder = tempfile::tempdir().unwrap();
+            let config = Config::of_data_dir(folder.path());
             let account = owner();
             let sealer = Arc::new(Sealer::random());
             let keys = Keys::open_or_create(folder.path(), &account, sealer).unwrap();
             let keys = Arc::new(keys);
             let key = keys.first_of(&account).unwrap();
-            let s3 = s3::Service::open(folder.path(), "us-east-1", keys, &account)
-                .await
-                .unwrap();
+            let s3 = s3::Service::open(&config, keys).await.unwrap();
             let address = serve(s3.clone()).await;
             let outside = OutsideS3 {
                 endpoint: Some(format!("http://{address}")),

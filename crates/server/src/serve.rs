@@ -105,13 +105,7 @@ impl Running {
         let means = means(&config, &layout, &assets, Arc::clone(&slots), store).await?;
         let means = Arc::new(means);
         let node = Node::start(Arc::clone(&means)).await?;
-        let s3 = s3::Service::open(
-            &data_dir,
-            &config.region,
-            Arc::clone(&keys),
-            &config.account,
-        )
-        .await;
+        let s3 = s3::Service::open(&config, Arc::clone(&keys)).await;
         let s3 = s3.context("embedded S3")?;
         let objects = Objects::new(&config.s3, s3.clone());
         let region = config.region.clone();
@@ -163,7 +157,7 @@ impl Running {
         announce(&app, &front, means.host.vmm.name()).await?;
 
         let stop = CancellationToken::new();
-        let followed = Arc::clone(&keys);
+        let (followed, swept) = (Arc::clone(&keys), s3.clone());
         let service = Arc::new(Service {
             app: Arc::clone(&app),
             keys,
@@ -180,6 +174,7 @@ impl Running {
                 stop.clone(),
             )),
             tokio::spawn(followed.follow(stop.clone())),
+            tokio::spawn(swept.sweep(stop.clone())),
             tokio::spawn(retention::run(app.store.clone(), stop.clone())),
         ]);
         Ok(Self {

@@ -1,9 +1,9 @@
-//! `[capacity]`: what the host must keep free for those that run and sleep.
+//! `[capacity]`: what the host must keep free for MicroVMs that run and sleep.
 
 use dormouse_core::limits;
 use serde::Deserialize;
 
-/// Launches are refused where less is free.
+/// Launches are refused where less is free, and writes to the embedded S3 where less disk is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct CapacityConfig {

@@ -4,7 +4,7 @@ use super::StorageError;
 use super::digest::Claims;
 use super::index::{Attributes, Checksums, Condition, Object};
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
-use dormouse_core::{Timestamp, limits};
+use dormouse_core::{Timestamp, chain, limits};
 use http::{HeaderMap, StatusCode};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use s3s::dto::{self, ETag, ETagCondition};
@@ -27,6 +27,13 @@ impl From<StorageError> for S3Error {
             StorageError::BadDigest => S3ErrorCode::BadDigest,
             StorageError::IncompleteBody | StorageError::Body(_) => S3ErrorCode::IncompleteBody,
             StorageError::TooLarge => S3ErrorCode::EntityTooLarge,
+            StorageError::Shortage(_) => {
+                tracing::warn!(
+                    reason = chain(&error),
+                    "s3 write refused for lack of room on the host"
+                );
+                return full();
+            }
             StorageError::Schema { .. }
             | StorageError::Index(_)
             | StorageError::Blob(_)
@@ -43,18 +50,22 @@ fn internal(error: &StorageError) -> S3Error {
             error = error as &dyn std::error::Error,
             "s3 storage is full"
         );
-        // S3 itself is never full; clients do not retry this status.
-        let code = S3ErrorCode::Custom("StorageFull".into());
-        let mut full =
-            S3Error::with_message(code, "The disk of the server is full: nothing was stored.");
-        full.set_status_code(StatusCode::INSUFFICIENT_STORAGE);
-        return full;
+        return full();
     }
     tracing::error!(error = error as &dyn std::error::Error, "s3 storage failed");
     s3_error!(
         InternalError,
         "We encountered an internal error. Please try again."
     )
+}
+
+/// S3 itself is never full; clients do not retry this status.
+fn full() -> S3Error {
+    let code = S3ErrorCode::Custom("StorageFull".into());
+    let mut full =
+        S3Error::with_message(code, "The disk of the server is full: nothing was stored.");
+    full.set_status_code(StatusCode::INSUFFICIENT_STORAGE);
+    full
 }
 
 /// Refuses what a request asks for and we do not do, instead of doing something else.

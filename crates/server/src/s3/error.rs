@@ -1,5 +1,6 @@
 //! Why the embedded S3 did not do what was asked.
 
+use crate::headroom::Shortage;
 use std::io;
 use std::path::PathBuf;
 
@@ -75,6 +76,9 @@ pub(crate) enum StorageError {
         #[source]
         source: io::Error,
     },
+    /// The host has too little disk left.
+    #[error("the host is short of disk")]
+    Shortage(#[from] Shortage),
     /// A thread of ours panicked.
     #[error("s3 index thread panicked")]
     Panicked,

@@ -18,10 +18,12 @@ mod uploads;
 
 pub(crate) use error::StorageError;
 
+use crate::config::Config;
+use crate::headroom::Headroom;
 use crate::keys::Keys;
 use access::Access;
 use bytes::Bytes;
-use dormouse_core::AccountId;
+use dormouse_core::{AccountId, chain, limits};
 use host::Hosts;
 use http::{HeaderValue, Request, Response, StatusCode, Version, header};
 use http_body_util::{BodyExt, combinators::UnsyncBoxBody};
@@ -31,9 +33,9 @@ use s3s::auth::{S3Auth, SecretKey};
 use s3s::service::{S3Service, S3ServiceBuilder};
 use s3s::{S3Result, s3_error};
 use secrecy::ExposeSecret;
-use std::path::Path;
 use std::sync::Arc;
 use storage::Storage;
+use tokio_util::sync::CancellationToken;
 
 /// s3s logs each refused request as an error; with this directive in its filter, the daemon's log has
 /// only what the daemon says itself.
@@ -52,17 +54,16 @@ pub(crate) struct Service {
 
 impl Service {
     /// Opens the buckets in `DATA/s3`, making the folder where there is none. Buckets of before there were
-    /// accounts become `account`'s.
-    pub(crate) async fn open(
-        data_dir: &Path,
-        region: &str,
-        keys: Arc<Keys>,
-        account: &AccountId,
-    ) -> Result<Self, StorageError> {
-        let storage = Storage::open(&data_dir.join("s3"), account).await?;
+    /// accounts become the daemon's own account's.
+    pub(crate) async fn open(config: &Config, keys: Arc<Keys>) -> Result<Self, StorageError> {
+        let Config {
+            data_dir, region, ..
+        } = config;
+        let headroom = Headroom::new(data_dir, config.capacity);
+        let storage = Storage::open(&data_dir.join("s3"), &config.account, headroom).await?;
         let mut service = S3ServiceBuilder::new(operations::Operations {
             storage: storage.clone(),
-            region: region.to_owned(),
+            region: region.clone(),
         });
         service.set_access(Access {
             keys: Arc::clone(&keys),
@@ -76,6 +77,16 @@ impl Service {
             storage,
             hosts,
         })
+    }
+
+    /// Removes what is left behind, now and then, until `stop`.
+    pub(crate) async fn sweep(self, stop: CancellationToken) {
+        let pause = || tokio::time::sleep(limits::S3_SWEEP_INTERVAL);
+        while stop.run_until_cancelled(pause()).await.is_some() {
+            if let Err(error) = self.storage.sweep().await {
+                tracing::warn!(error = chain(&error), "s3 leftovers were not removed");
+            }
+        }
     }
 
     /// Whether a host is S3's own, or a bucket's.
@@ -162,12 +173,10 @@ mod tests {
 
     async fn answer(request: http::request::Builder) -> Response<Body> {
         let folder = tempfile::tempdir().unwrap();
-        let account = AccountId::parse("000000000000").unwrap();
+        let config = Config::of_data_dir(folder.path());
         let sealer = Arc::new(Sealer::random());
-        let keys = Keys::open_or_create(folder.path(), &account, sealer).unwrap();
-        let s3 = Service::open(folder.path(), "us-east-1", Arc::new(keys), &account)
-            .await
-            .unwrap();
+        let keys = Keys::open_or_create(folder.path(), &config.account, sealer).unwrap();
+        let s3 = Service::open(&config, Arc::new(keys)).await.unwrap();
         s3.call(request.body(Bytes::from_static(b"x")).unwrap())
             .await
     }

@@ -5,13 +5,15 @@
 //! s3/blobs/UUID     bytes; written aside, synced, renamed, and only then named by the index
 //! ```
 //! A key never becomes a path, so no key can lead out of the folder and any two keys can live side by side.
-//! A crash leaves at most blobs that the index does not name; the next start removes them.
+//! A crash leaves at most blobs that the index does not name; the next start removes them, and whatever else is left
+//! behind goes with a sweep now and then.
 
 use super::StorageError;
 use super::digest::{Claims, Digests};
 use super::index::{self, Attributes, Blob, Condition, Index, Object};
 use super::list::{self, ListPage, ListQuery};
 use super::uploads::{self, Part, Upload};
+use crate::headroom::Headroom;
 use bytes::Bytes;
 use dormouse_core::{AccountId, Timestamp, limits};
 use dormouse_secrets::file::create_private_folder;
@@ -23,11 +25,12 @@ use object_store::{
 };
 use rusqlite::Transaction;
 use s3s::TrailingHeaders;
+use std::collections::HashSet;
 use std::io;
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 use uuid::Uuid;
 
 /// Bytes that are collected before they are handed to the disk.
@@ -39,13 +42,19 @@ type StdError = Box<dyn std::error::Error + Send + Sync>;
 #[derive(Debug, Clone)]
 pub(super) struct Storage {
     index: Arc<Index>,
+    folder: Arc<Path>,
     blobs: Arc<LocalFileSystem>,
+    headroom: Arc<Headroom>,
 }
 
 impl Storage {
     /// Opens the storage in `dir`, making it where there is none, and removes what a crash left behind. Buckets
     /// of before there were accounts become `owner`'s.
-    pub(super) async fn open(dir: &Path, owner: &AccountId) -> Result<Self, StorageError> {
+    pub(super) async fn open(
+        dir: &Path,
+        owner: &AccountId,
+        headroom: Headroom,
+    ) -> Result<Self, StorageError> {
         let (dir, owner) = (dir.to_owned(), owner.clone());
         blocking(move || {
             let folder = dir.join("blobs");
@@ -54,17 +63,32 @@ impl Storage {
             let storage = Self {
                 blobs: Arc::new(LocalFileSystem::new_with_prefix(&folder)?.with_fsync(true)),
                 index: Arc::new(index),
+                folder: folder.into(),
+                headroom: Arc::new(headroom),
             };
-            let (expired, used) = storage
-                .index
-                .with(|index| Ok((uploads::expire(index, now())?, index::blobs(index)?)))?;
-            let removed = sweep(&folder, |name| used.contains(name))?;
-            if removed + expired > 0 {
-                tracing::info!(files = removed, uploads = expired, "s3 leftovers removed");
-            }
+            // Nothing is on its way yet.
+            storage.remove_leftovers(Duration::ZERO)?;
             Ok(storage)
         })
         .await
+    }
+
+    /// Forgets uploads that nobody will complete any more, and removes files that nothing names.
+    pub(super) async fn sweep(&self) -> Result<(), StorageError> {
+        let storage = self.clone();
+        blocking(move || storage.remove_leftovers(limits::S3_LEFTOVER_AGE)).await
+    }
+
+    /// What is on its way is named by nothing yet: files that were written to within `spared` stay.
+    fn remove_leftovers(&self, spared: Duration) -> Result<(), StorageError> {
+        let (expired, used) = self
+            .index
+            .with(|index| Ok((uploads::expire(index, now())?, index::blobs(index)?)))?;
+        let removed = remove_unused(&self.folder, &used, spared)?;
+        if removed + expired > 0 {
+            tracing::info!(files = removed, uploads = expired, "s3 leftovers removed");
+        }
+        Ok(())
     }
 
     /// Makes a bucket of this account; says whether it is new.
@@ -261,9 +285,10 @@ impl Storage {
         upload: &Upload,
         number: u32,
     ) -> Result<Part, StorageError> {
-        let body = self.read(from, range).await?.map_err(StdError::from);
-        self.put_part(upload, number, Incoming::unclaimed(body))
-            .await
+        let body = self.read(from, range.clone()).await?;
+        let body = body.map_err(StdError::from);
+        let body = Incoming::sized(range.end - range.start, body);
+        self.put_part(upload, number, body).await
     }
 
     /// The parts of an upload whose numbers are beyond `after`.
@@ -287,10 +312,9 @@ impl Storage {
     ) -> Result<Object, StorageError> {
         let stored = self.parts(upload, 0, limits::S3_PARTS_MAX).await?;
         let parts = choose(&stored, named)?;
-        let bodies = self.concatenation(&parts);
-        let (blob, _) = self
-            .receive(Incoming::unclaimed(bodies), limits::S3_OBJECT_BYTES_MAX)
-            .await?;
+        let bytes = parts.iter().map(|part| part.blob.size).sum();
+        let bodies = Incoming::sized(bytes, self.concatenation(&parts));
+        let (blob, _) = self.receive(bodies, limits::S3_OBJECT_BYTES_MAX).await?;
         let blob = Blob {
             etag: multipart_etag(&parts),
             ..blob
@@ -324,9 +348,8 @@ impl Storage {
             .read(from, 0..from.blob.size)
             .await?
             .map_err(StdError::from);
-        let (blob, _) = self
-            .receive(Incoming::unclaimed(body), limits::S3_OBJECT_BYTES_MAX)
-            .await?;
+        let body = Incoming::sized(from.blob.size, body);
+        let (blob, _) = self.receive(body, limits::S3_OBJECT_BYTES_MAX).await?;
         self.name_blob(
             bucket,
             Object::new(key, blob, attributes),
@@ -359,12 +382,14 @@ impl Storage {
             .map_err(StdError::from)
     }
 
-    /// Writes a body to a file of its own.
+    /// Writes a body to a file of its own, if the host has room for it.
     async fn receive(
         &self,
         incoming: Incoming<impl Stream<Item = Result<Bytes, StdError>> + Send>,
         bytes_max: u64,
     ) -> Result<(Blob, Digests), StorageError> {
+        let bytes = incoming.claims.length.unwrap_or_default();
+        self.headroom.check_disk(bytes).await?;
         let name = Uuid::new_v4().simple().to_string();
         let mut file = self.blobs.put_multipart(&blob_path(&name)).await?;
         match write(file.as_mut(), incoming, bytes_max).await {
@@ -379,7 +404,7 @@ impl Storage {
             }
             Err(error) => {
                 if let Err(abort) = file.abort().await {
-                    tracing::warn!(error = %abort, "s3 partial file not removed; the next start does it");
+                    tracing::warn!(error = %abort, "s3 partial file not removed; a later sweep does it");
                 }
                 Err(error)
             }
@@ -422,7 +447,7 @@ impl Storage {
     async fn discard(&self, blobs: impl IntoIterator<Item = String>) {
         for blob in blobs {
             if let Err(error) = self.blobs.delete(&blob_path(&blob)).await {
-                tracing::warn!(blob, %error, "s3 object file not removed; the next start does it");
+                tracing::warn!(blob, %error, "s3 object file not removed; a later sweep does it");
             }
         }
     }
@@ -458,6 +483,20 @@ pub(super) struct Incoming<S> {
 }
 
 impl<S> Incoming<S> {
+    /// A body of this length, of which nothing else is said.
+    pub(super) fn sized(bytes: u64, body: S) -> Self {
+        let claims = Claims {
+            length: Some(bytes),
+            ..Claims::default()
+        };
+        Self {
+            body,
+            claims,
+            trailing: None,
+        }
+    }
+
+    #[cfg(test)]
     pub(super) fn unclaimed(body: S) -> Self {
         Self {
             body,
@@ -549,17 +588,40 @@ fn blob_path(name: &str) -> BlobPath {
     BlobPath::from(name)
 }
 
-/// Removes files that are not to be kept; says how many.
-fn sweep(dir: &Path, keep: impl Fn(&str) -> bool) -> Result<usize, StorageError> {
+/// Removes files that are not used and were not written to within `spared`; says how many.
+fn remove_unused(
+    dir: &Path,
+    used: &HashSet<String>,
+    spared: Duration,
+) -> Result<usize, StorageError> {
     let mut removed = 0;
     for entry in std::fs::read_dir(dir).map_err(folder_error("read", dir))? {
         let entry = entry.map_err(folder_error("read", dir))?;
-        if !entry.file_name().to_str().is_some_and(&keep) {
-            std::fs::remove_file(entry.path()).map_err(folder_error("clean", dir))?;
-            removed += 1;
+        if entry
+            .file_name()
+            .to_str()
+            .is_some_and(|name| used.contains(name))
+        {
+            continue;
+        }
+        match remove_aged(&entry.path(), spared) {
+            Ok(true) => removed += 1,
+            Ok(false) => {}
+            // It has its last name now, or none any more.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(folder_error("clean", dir)(error)),
         }
     }
     Ok(removed)
+}
+
+fn remove_aged(file: &Path, spared: Duration) -> io::Result<bool> {
+    let written = std::fs::metadata(file)?.modified()?;
+    let aged = spared.is_zero() || written.elapsed().is_ok_and(|age| age > spared);
+    if aged {
+        std::fs::remove_file(file)?;
+    }
+    Ok(aged)
 }
 
 fn folder_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StorageError {

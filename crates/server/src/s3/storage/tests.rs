@@ -1,6 +1,7 @@
 //! What must hold when a body breaks off, the daemon crashes or the disk is full.
 
 use super::*;
+use crate::config::CapacityConfig;
 use std::process::Command;
 
 fn sent(
@@ -30,9 +31,18 @@ fn files(dir: &Path) -> usize {
     std::fs::read_dir(dir.join("blobs")).unwrap().count()
 }
 
+/// A host that has to keep so much of its disk free.
+fn headroom(dir: &Path, disk_free_min_bytes: u64) -> Headroom {
+    let least = CapacityConfig {
+        disk_free_min_bytes,
+        memory_free_min_bytes: 0,
+    };
+    Headroom::new(dir, least)
+}
+
 async fn open(dir: &Path) -> Storage {
     let owner = AccountId::parse("000000000000").unwrap();
-    let storage = Storage::open(dir, &owner).await.unwrap();
+    let storage = Storage::open(dir, &owner, headroom(dir, 0)).await.unwrap();
     storage
         .create_bucket("bucket".to_owned(), owner)
         .await
@@ -81,6 +91,85 @@ async fn an_object_that_is_replaced_while_it_is_read_is_read_to_its_end() {
     let chunks: Vec<Bytes> = body.try_collect().await.unwrap();
     assert_eq!(chunks.concat(), vec![1; 1 << 20]);
     assert_eq!(files(dir.path()), 1);
+}
+
+#[tokio::test]
+async fn what_is_left_behind_goes_and_what_is_on_its_way_stays() {
+    let dir = tempfile::tempdir().unwrap();
+    let storage = open(dir.path()).await;
+    put(&storage, "a", vec![Ok("kept".into())]).await.unwrap();
+    let attributes = Attributes::default();
+    let upload = storage.create_upload("bucket", "b", attributes);
+    let upload = upload.await.unwrap();
+    let part = storage.put_part(&upload, 1, sent(vec![Ok("part".into())]));
+    part.await.unwrap();
+    let blobs = dir.path().join("blobs");
+    std::fs::write(blobs.join("0123456789abcdef#1"), "on its way").unwrap();
+    std::fs::write(blobs.join("0123456789abcdef"), "left behind").unwrap();
+    let long_ago = |name: &std::ffi::OsStr| {
+        let file = std::fs::File::open(blobs.join(name)).unwrap();
+        let age = limits::S3_LEFTOVER_AGE + Duration::from_secs(1);
+        file.set_modified(SystemTime::now() - age).unwrap();
+    };
+    for file in std::fs::read_dir(&blobs).unwrap() {
+        let name = file.unwrap().file_name();
+        if name != "0123456789abcdef#1" {
+            long_ago(&name);
+        }
+    }
+    storage.sweep().await.unwrap();
+    assert_eq!(files(dir.path()), 3, "object, part and what is on its way");
+
+    let ttl = u64::try_from(limits::S3_UPLOAD_TTL.as_millis()).unwrap();
+    let aged = storage.index(move |index| {
+        let sql = "UPDATE uploads SET created_ms = created_ms - ?1 - 1";
+        Ok(index.execute(sql, [ttl])?)
+    });
+    assert_eq!(aged.await.unwrap(), 1);
+    storage.sweep().await.unwrap();
+    assert_eq!(files(dir.path()), 2, "object and what is on its way");
+    let gone = storage.upload("bucket", "b", &upload.id).await;
+    assert!(matches!(gone, Err(StorageError::NoSuchUpload)), "{gone:?}");
+}
+
+#[tokio::test]
+async fn nothing_is_stored_where_the_host_is_short_of_disk() {
+    let dir = tempfile::tempdir().unwrap();
+    let storage = open(dir.path()).await;
+    let object = put(&storage, "a", vec![Ok("old".into())]).await.unwrap();
+    let upload = storage.create_upload("bucket", "b", Attributes::default());
+    let upload = upload.await.unwrap();
+    let part = storage.put_part(&upload, 1, sent(vec![Ok("part".into())]));
+    let part = part.await.unwrap();
+    drop(storage);
+
+    let owner = AccountId::parse("000000000000").unwrap();
+    let short = headroom(dir.path(), u64::MAX);
+    let storage = Storage::open(dir.path(), &owner, short).await.unwrap();
+    let named = [(1, part.blob.etag)];
+    let attributes = Attributes::default();
+    for refused in [
+        put(&storage, "a", vec![Ok("new".into())]).await.map(drop),
+        storage
+            .put_part(&upload, 2, sent(vec![Ok("more".into())]))
+            .await
+            .map(drop),
+        storage
+            .copy(&object, "bucket", "c", attributes)
+            .await
+            .map(drop),
+        storage
+            .complete(&upload, &named, Condition::None)
+            .await
+            .map(drop),
+    ] {
+        assert!(
+            matches!(refused, Err(StorageError::Shortage(_))),
+            "{refused:?}"
+        );
+    }
+    assert_eq!(files(dir.path()), 2);
+    storage.delete("bucket", "a").await.unwrap();
 }
 
 /// A file system of its own, unmounted at the end.
