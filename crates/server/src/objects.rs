@@ -234,6 +234,8 @@ mod tests {
     /// The embedded S3 behind a port, to be another S3 to the code under test.
     struct Served {
         folder: TempDir,
+        config: Config,
+        keys: Arc<Keys>,
         s3: s3::Service,
         outside: OutsideS3,
     }
@@ -247,7 +249,7 @@ mod tests {
             let keys = Keys::open_or_create(folder.path(), &account, sealer).unwrap();
             let keys = Arc::new(keys);
             let key = keys.first_of(&account).unwrap();
-            let s3 = s3::Service::open(&config, keys).await.unwrap();
+            let s3 = s3::Service::open(&config, Arc::clone(&keys)).await.unwrap();
             let address = serve(s3.clone()).await;
             let outside = OutsideS3 {
                 endpoint: Some(format!("http://{address}")),
@@ -258,6 +260,8 @@ mod tests {
             };
             Self {
                 folder,
+                config,
+                keys,
                 s3,
                 outside,
             }
@@ -377,6 +381,20 @@ mod tests {
             assert_eq!(error.code(), "S3_ACCESS_DENIED", "{error:?}");
             assert!(error.to_string().contains("[s3.buckets]"), "{error}");
         }
+    }
+
+    #[tokio::test]
+    async fn the_embedded_s3_names_another_that_stands_in_its_place() {
+        let mut served = Served::start().await;
+        served.config.s3 = S3Source::Outside(served.outside.clone());
+        let replaced = s3::Service::open(&served.config, Arc::clone(&served.keys));
+        let address = serve(replaced.await.unwrap()).await;
+        served.outside.endpoint = Some(format!("http://{address}"));
+        let store = connect(&served.outside, "bucket").unwrap();
+        let path = ObjectPath::from("app.zip");
+        let error = store.put(&path, "content".into()).await.unwrap_err();
+        assert!(says(&error, "NotImplemented"), "{error:?}");
+        assert!(says(&error, "[s3]"), "{error:?}");
     }
 
     #[tokio::test]

@@ -1,6 +1,6 @@
 //! A folder to an object in the daemon's S3.
 
-use super::client::Client;
+use super::client::{Client, is_refused};
 use anyhow::{Context, Result};
 use aws_lc_rs::digest::{self, SHA256};
 use dormouse_core::limits;
@@ -64,7 +64,7 @@ impl Artifact {
     /// Puts it into a bucket, which is made if need be, and answers its URI. An artifact that is there
     /// already is not sent again: its key is its digest.
     pub(super) async fn upload(self, client: &Client, bucket: &str, name: &str) -> Result<String> {
-        client.make_bucket(bucket).await?;
+        client.make_bucket(bucket).await.map_err(explained)?;
         let key = format!("{name}/{}.zip", self.digest);
         let store = store(client, bucket)?;
         let path = ObjectPath::parse(&key).context("object key")?;
@@ -78,6 +78,17 @@ impl Artifact {
         }
         Ok(format!("s3://{bucket}/{key}"))
     }
+}
+
+/// A daemon without an S3 of its own cannot be sent anything, and its other one has keys that we do not know.
+fn explained(error: anyhow::Error) -> anyhow::Error {
+    if !is_refused(&error, "NotImplemented") {
+        return error;
+    }
+    error.context(
+        "the artifact cannot be sent to the daemon: put a zip of the folder into a bucket of the S3 that it reads, and \
+         name it in `aws lambda-microvms create-microvm-image --code-artifact uri=s3://BUCKET/KEY`",
+    )
 }
 
 async fn send(store: &dyn ObjectStore, path: &ObjectPath, mut file: File) -> Result<()> {

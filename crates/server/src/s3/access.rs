@@ -14,6 +14,8 @@ use std::sync::Arc;
 pub(super) struct Access {
     pub(super) keys: Arc<Keys>,
     pub(super) storage: Storage,
+    /// Artifacts are read from another S3, so nothing that is stored here would be.
+    pub(super) is_replaced: bool,
 }
 
 /// The account whose key signed the request.
@@ -26,6 +28,13 @@ impl S3Access for Access {
         let key = context.credentials().map(|signed| &signed.access_key);
         let key = key.and_then(|id| self.keys.get(id));
         let account = key.ok_or_else(denied)?.account;
+        if self.is_replaced {
+            return Err(s3_error!(
+                NotImplemented,
+                "This daemon reads artifacts from the S3 that [s3] in its configuration names, and has none of its \
+                 own: use that one"
+            ));
+        }
         let bucket = match context.s3_path() {
             S3Path::Root => None,
             S3Path::Bucket { bucket } | S3Path::Object { bucket, .. } => Some(bucket),

@@ -18,7 +18,7 @@ mod uploads;
 
 pub(crate) use error::StorageError;
 
-use crate::config::Config;
+use crate::config::{Config, S3Source};
 use crate::headroom::Headroom;
 use crate::keys::Keys;
 use access::Access;
@@ -68,6 +68,7 @@ impl Service {
         service.set_access(Access {
             keys: Arc::clone(&keys),
             storage: storage.clone(),
+            is_replaced: matches!(config.s3, S3Source::Outside(_)),
         });
         service.set_auth(Auth(keys));
         let hosts = Hosts::new(region);
