@@ -113,19 +113,29 @@ impl Store {
         self.0.apply(batch.writes).await
     }
 
-    /// Forgets client tokens whose time is over, oldest first, one page at most; says how many.
+    /// Forgets client tokens whose time is over, a page of them in one commit; says how many.
     pub async fn expire_client_tokens(&self, now: Timestamp) -> Result<usize, StoreError> {
-        let tokens = self.list::<ClientToken>(&Query::default()).await?;
+        let mut query = Query::default();
         let mut expired = 0;
-        for token in tokens.iter().filter(|t| t.value.expires_at <= now) {
-            match self.delete(token).await {
-                Ok(()) => expired += 1,
-                // Another sweep was faster, or the token is in use again.
+        loop {
+            let tokens = self.list::<ClientToken>(&query).await?;
+            let over = tokens.iter().filter(|t| t.value.expires_at <= now);
+            let over: Vec<_> = over.collect();
+            // All live equally long, so that those that were made later are not over either.
+            let (Some(last), false) = (tokens.last(), over.is_empty()) else {
+                return Ok(expired);
+            };
+            query.after = Some(last.seq);
+            let batch = over
+                .iter()
+                .fold(Batch::default(), |b, token| b.delete(token));
+            match self.apply(batch).await {
+                Ok(_) => expired += over.len(),
+                // One of them is in use again: the next sweep takes up the others.
                 Err(StoreError::Stale { .. }) => {}
                 Err(error) => return Err(error),
             }
         }
-        Ok(expired)
     }
 
     async fn apply_one(&self, batch: Batch) -> Result<Written, StoreError> {

@@ -492,4 +492,12 @@ async fn client_tokens_expire(backend: Subject) {
     assert_eq!(store.expire_client_tokens(Timestamp(20)).await.unwrap(), 0);
     let key = ClientToken::key_of(&account("000000000000"), "RunMicrovm", "c");
     assert!(store.get::<ClientToken>(&key).await.unwrap().is_some());
+
+    let many = dormouse_core::limits::STORE_PAGE_ROWS_MAX + 1;
+    let batch = (0..many).try_fold(Batch::default(), |batch, n| {
+        batch.insert(&token(&format!("many-{n}"), 20))
+    });
+    store.apply(batch.unwrap()).await.unwrap();
+    let expired = store.expire_client_tokens(Timestamp(30)).await.unwrap();
+    assert_eq!(expired, many + 1);
 }
