@@ -18,7 +18,7 @@ mod domains;
 mod logs;
 mod system;
 
-use super::{authenticate, internal, microvms};
+use super::{authenticate, control_scope, internal, microvms};
 use crate::app::App;
 use crate::keys::Keys;
 use bytes::Bytes;
@@ -42,7 +42,7 @@ pub(crate) fn is_extension_path(path: &str) -> bool {
 pub(crate) async fn handle(app: &App, keys: &Keys, parts: &Parts, body: &[u8]) -> Response<Bytes> {
     let request_id = Uuid::new_v4();
     let mut marks = Extensions::new();
-    let answered = match authenticate(app, keys, parts, body, "lambda", &mut marks) {
+    let answered = match authenticate(keys, parts, body, control_scope(app), &mut marks) {
         Ok(account) => answer(app, &account, parts, body).await,
         Err(error) => Err(error),
     };

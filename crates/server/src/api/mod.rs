@@ -82,7 +82,8 @@ impl Call<'_> {
         keys: &Keys,
         marks: &mut Extensions,
     ) -> Result<Response<Bytes>, ApiError> {
-        let account = authenticate(self.app, keys, self.parts, self.body, "lambda", marks)?;
+        let scope = control_scope(self.app);
+        let account = authenticate(keys, self.parts, self.body, scope, marks)?;
         let found = route(&self.parts.method, self.parts.uri.path())?;
         marks.insert(Action(found.operation.name()));
         self.admit(&account, &found).await
@@ -252,19 +253,22 @@ fn contended() -> ApiError {
     ApiError::conflict("Other requests change the same resource: try again")
 }
 
-/// The account whose key signed the request for this service; the mark says it again.
+/// What calls of the control API and its extension are signed for.
+fn control_scope(app: &App) -> Scope<'_> {
+    Scope {
+        region: &app.config.region,
+        service: "lambda",
+    }
+}
+
+/// The account whose key signed the request for this scope; the mark says it again.
 fn authenticate(
-    app: &App,
     keys: &Keys,
     parts: &Parts,
     body: &[u8],
-    service: &str,
+    scope: Scope<'_>,
     marks: &mut Extensions,
 ) -> Result<AccountId, ApiError> {
-    let scope = Scope {
-        region: &app.config.region,
-        service,
-    };
     let now = Timestamp::from_millisecond(i64::try_from(clock::now().0).unwrap_or(i64::MAX))
         .map_err(|error| internal("clock is out of range", &error))?;
     let lookup = |id: &str| keys.get(id).map(|key| key.secret.clone());

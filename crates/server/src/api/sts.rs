@@ -7,9 +7,10 @@ use crate::audit::Action;
 use crate::keys::Keys;
 use bytes::Bytes;
 use dormouse_api::error::REQUEST_ID;
+use dormouse_api::sigv4::{Authorization, Scope};
 use dormouse_api::{ApiError, ErrorCode};
 use dormouse_core::AccountId;
-use http::header::{CONTENT_TYPE, HeaderValue};
+use http::header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue};
 use http::request::Parts;
 use http::{Extensions, Method, Response, StatusCode};
 use percent_encoding::percent_decode_str;
@@ -17,6 +18,8 @@ use uuid::Uuid;
 
 const NAMESPACE: &str = "https://sts.amazonaws.com/doc/2011-06-15/";
 const VERSION: &str = "2011-06-15";
+/// What clients of `sts.amazonaws.com` sign for.
+const GLOBAL_REGION: &str = "us-east-1";
 const FORM: &[u8] = b"application/x-www-form-urlencoded";
 
 /// Whether a request speaks STS's protocol: S3, which has the rest of the address, takes no form there.
@@ -53,7 +56,11 @@ fn answer(
     body: &[u8],
     marks: &mut Extensions,
 ) -> Result<AccountId, Failure> {
-    let account = authenticate(app, keys, parts, body, "sts", marks)?;
+    let scope = Scope {
+        region: signing_region(parts, &app.config.region),
+        service: "sts",
+    };
+    let account = authenticate(keys, parts, body, scope, marks)?;
     let action = form_value(body, "Action").ok_or_else(|| Failure {
         status: StatusCode::BAD_REQUEST,
         code: "MissingAction",
@@ -69,6 +76,18 @@ fn answer(
         code: "InvalidAction",
         message: format!("Could not find operation {action} for version {version}"),
     })
+}
+
+/// The region that a request may be signed for: the daemon's own, or that of the global endpoint, which is the same for
+/// all.
+fn signing_region<'a>(parts: &Parts, own: &'a str) -> &'a str {
+    let header = parts.headers.get(AUTHORIZATION);
+    let header = header.and_then(|value| value.to_str().ok());
+    let signed = header.and_then(|header| Authorization::parse(header).ok());
+    match signed.is_some_and(|signed| signed.region == GLOBAL_REGION) {
+        true => GLOBAL_REGION,
+        false => own,
+    }
 }
 
 /// The first value of a form's field, decoded. Bytes that are no UTF-8 become replacement characters, which

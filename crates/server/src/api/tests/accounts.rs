@@ -1,6 +1,9 @@
 //! Nothing crosses from one account to another.
 
 use super::lab::{ONE, TWO, World, arn, bucket, encoded, image_path, version_path};
+use crate::api::sts;
+use dormouse_api::sigv4::{self, Scope};
+use http::Request;
 use serde_json::{Value, json};
 
 #[test]
@@ -118,6 +121,29 @@ fn identifiers_that_are_none_are_told_apart() {
                 refused.starts_with("403 AccessDeniedException"),
                 "{refused}"
             );
+        }
+    });
+}
+
+#[test]
+fn sts_tells_clients_of_its_global_endpoint_too_who_they_are() {
+    const BODY: &[u8] = b"Action=GetCallerIdentity&Version=2011-06-15";
+    World::new("region = \"eu-north-1\"").day(async |lab| {
+        let keys = &lab.0.keys;
+        let key = keys.first_of(&lab.config.account).unwrap();
+        for (region, status) in [("eu-north-1", 200), ("us-east-1", 200), ("us-west-2", 403)] {
+            let request = Request::post("/")
+                .header("host", "localhost")
+                .header("content-type", "application/x-www-form-urlencoded");
+            let (mut parts, ()) = request.body(()).unwrap().into_parts();
+            let scope = Scope {
+                region,
+                service: "sts",
+            };
+            let now = jiff::Timestamp::now();
+            sigv4::sign(&mut parts, BODY, &key.id, &key.secret, scope, now).unwrap();
+            let answer = sts::handle(&lab, keys, &parts, BODY);
+            assert_eq!(answer.status().as_u16(), status, "{region}");
         }
     });
 }
