@@ -12,7 +12,7 @@ use secrecy::zeroize::{Zeroize, Zeroizing};
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -47,8 +47,8 @@ pub(crate) struct Keys {
     dir: PathBuf,
     sealer: Arc<Sealer>,
     known: RwLock<Known>,
-    /// The folder as it was last read; whoever reads it holds this.
-    listing: Mutex<Listing>,
+    /// The folder as it was last read, if all of it could be; whoever reads it holds this.
+    listing: Mutex<Option<Listing>>,
 }
 
 type Known = BTreeMap<String, AccessKey>;
@@ -90,6 +90,16 @@ pub(crate) enum KeysError {
     /// There are as many as there may be.
     #[error("there are {} access keys already", limits::ACCESS_KEYS_MAX)]
     TooMany,
+}
+
+impl KeysError {
+    /// Whether the next try may succeed with nothing changed.
+    fn may_pass(&self) -> bool {
+        matches!(
+            self,
+            Self::Io { .. } | Self::Secret(SecretError::Read { .. })
+        )
+    }
 }
 
 /// A key as its file has it.
@@ -186,7 +196,7 @@ impl Keys {
             dir,
             sealer,
             known: RwLock::new(known),
-            listing: Mutex::new(listing),
+            listing: Mutex::new(Some(listing)),
         })
     }
 
@@ -215,15 +225,16 @@ impl Keys {
         self.all().into_iter().find(|key| key.account == *account)
     }
 
-    /// Reads the folder again if it has changed. Blocks.
+    /// Reads the folder again if it has changed, or if not all of it could be read. Blocks.
     fn refresh(&self) -> Result<(), KeysError> {
         // A panic here has changed nothing.
         let mut last = self.listing.lock().unwrap_or_else(PoisonError::into_inner);
         let listing = list(&self.dir)?;
-        if *last == listing {
+        if last.as_ref() == Some(&listing) {
             return Ok(());
         }
         let mut known = Known::new();
+        let mut unread = None;
         for (file, ..) in &listing {
             match load(&self.dir.join(file), &self.sealer) {
                 Ok(Some(key)) => {
@@ -231,13 +242,29 @@ impl Keys {
                 }
                 // Deleted since it was listed: the next look finds another listing.
                 Ok(None) => {}
+                // A key that is known is good until its file says otherwise.
+                Err(error) if error.may_pass() => {
+                    known.extend(self.known_of(file));
+                    unread = Some(error);
+                }
                 Err(error) => tracing::warn!(error = chain(&error), "access key is not used"),
             }
         }
-        tracing::info!(keys = known.len(), "access keys have changed");
+        let keys = known.len();
         *self.known.write().unwrap_or_else(PoisonError::into_inner) = known;
-        *last = listing;
+        if let Some(error) = unread {
+            *last = None;
+            return Err(error);
+        }
+        tracing::info!(keys, "access keys have changed");
+        *last = Some(listing);
         Ok(())
+    }
+
+    /// The known key of a file, by its id.
+    fn known_of(&self, file: &OsStr) -> Option<(String, AccessKey)> {
+        let id = Path::new(file).file_stem()?.to_str()?;
+        Some((id.to_owned(), self.get(id)?))
     }
 
     /// Follows the folder until `stop`.
@@ -555,6 +582,32 @@ mod tests {
             let gone = Keys::delete(data.path(), unknown);
             assert!(matches!(gone, Err(KeysError::Unknown(_))), "{unknown}");
         }
+    }
+
+    #[test]
+    fn a_key_whose_file_cannot_be_read_for_now_stays_and_is_read_again() {
+        let data = Bench::new();
+        let keys = data.open_or_create();
+        let first = keys.first_of(&account()).unwrap();
+        let path = data.path().join(format!("keys/{}.json", first.id));
+        let aside = data.path().join("aside");
+        std::fs::rename(&path, &aside).unwrap();
+        // What cannot be read, whoever tries.
+        std::fs::create_dir(&path).unwrap();
+        let made = data.create(account());
+        keys.refresh().unwrap_err();
+        assert!(keys.get(&first.id).is_some() && keys.get(&made.id).is_some());
+        Keys::delete(data.path(), &made.id).unwrap();
+        keys.refresh().unwrap_err();
+        assert!(keys.get(&first.id).is_some() && keys.get(&made.id).is_none());
+
+        std::fs::remove_dir(&path).unwrap();
+        std::fs::rename(&aside, &path).unwrap();
+        keys.refresh().unwrap();
+        assert_eq!(keys.all().len(), 1);
+        Keys::delete(data.path(), &first.id).unwrap();
+        keys.refresh().unwrap();
+        assert!(keys.all().is_empty());
     }
 
     #[tokio::test]
