@@ -6,6 +6,7 @@ use crate::daemon::DaemonFile;
 use crate::keys::Keys;
 use crate::sealing;
 use anyhow::{Context, Result, bail};
+use dormouse_api::ApiError;
 use dormouse_api::sigv4::{self, Scope};
 use http::header::CONTENT_TYPE;
 use http::{HeaderValue, Method, Request};
@@ -236,6 +237,15 @@ pub(super) fn is_refused(error: &anyhow::Error, name: &str) -> bool {
         .any(|refused| refused.name == name)
 }
 
+/// Whether an error is the daemon's refusal in these words, where the name alone would not tell.
+pub(super) fn is_refused_as(error: &anyhow::Error, refusal: &ApiError) -> bool {
+    let words = refusal.message().unwrap_or_default();
+    error
+        .chain()
+        .filter_map(|cause| cause.downcast_ref::<Refused>())
+        .any(|refused| refused.name == refusal.code().name() && refused.message.ends_with(words))
+}
+
 /// One segment of a path, encoded.
 pub(super) fn segment(text: &str) -> String {
     utf8_percent_encode(text, SEGMENT).to_string()
@@ -287,6 +297,17 @@ mod tests {
         let xml = "<Error><Code>NoSuchBucket</Code><Message>none</Message></Error>";
         assert_eq!(said(None, xml), "NoSuchBucket: none");
         assert_eq!(said(None, "<html>"), "HTTP status 418");
+    }
+
+    #[test]
+    fn a_refusal_is_known_by_its_words() {
+        let taken = |name| ApiError::image_name_taken(name);
+        let answer = taken("app").into_response(uuid::Uuid::nil());
+        let name = answer.headers()["x-amzn-errortype"].to_str().unwrap();
+        let refused = refused(400, Some(name.to_owned()), answer.body());
+        let error = anyhow::Error::from(refused);
+        assert!(is_refused_as(&error, &taken("app")));
+        assert!(!is_refused_as(&error, &taken("other")));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! `dormouse image build`: a folder with a Dockerfile to an image that can be launched.
 
-use super::client::{Client, is_refused};
+use super::client::{Client, is_refused_as};
 use super::follow::{self, Outcome};
 use super::print;
 use super::table::size;
@@ -8,6 +8,7 @@ use super::upload::Artifact;
 use crate::config::Overrides;
 use anyhow::{Context, Result, bail};
 use clap::Args;
+use dormouse_api::ApiError;
 use dormouse_core::limits;
 use http::Method;
 use serde::Deserialize;
@@ -147,7 +148,7 @@ async fn create_or_update(
     }
     let created = client.call(Method::POST, IMAGES, Some(&spec)).await;
     match created {
-        Err(error) if is_refused(&error, "ConflictException") => {
+        Err(error) if is_refused_as(&error, &ApiError::image_name_taken(name)) => {
             Err(error).context(format!("image {name} was made by somebody else just now"))
         }
         created => created.with_context(|| format!("create image {name}")),

@@ -10,6 +10,7 @@ use clap::Args;
 use http::Method;
 use serde::Deserialize;
 use serde_json::{Value, json};
+use std::io::{self, Write};
 use std::process::ExitCode;
 use std::time::Duration;
 use tokio::time::{Instant, sleep};
@@ -186,13 +187,74 @@ pub(super) async fn list(over: &Overrides, all: bool) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Ends MicroVMs.
+/// Ends MicroVMs, and says which it could not end.
 pub(super) async fn terminate(over: &Overrides, ids: &[String]) -> Result<ExitCode> {
-    let client = Client::connect(over)?;
+    terminate_each(&Client::connect(over)?, ids).await
+}
+
+async fn terminate_each(client: &Client, ids: &[String]) -> Result<ExitCode> {
+    let mut code = ExitCode::SUCCESS;
     for id in ids {
         let path = format!("{MICROVMS}/{}", segment(id));
-        let _: Value = client.call(Method::DELETE, &path, None::<&()>).await?;
-        print(&format!("{id}\n"))?;
+        let ended: Result<Value> = client.call(Method::DELETE, &path, None::<&()>).await;
+        match ended {
+            Ok(_) => print(&format!("{id}\n"))?,
+            Err(error) => {
+                code = ExitCode::FAILURE;
+                // When standard error is gone, the exit status must do.
+                let _ = writeln!(io::stderr(), "dormouse: {id}: {error:#}");
+            }
+        }
     }
-    Ok(ExitCode::SUCCESS)
+    Ok(code)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::client::Endpoint;
+    use super::*;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
+    /// A daemon that has no MicroVM but one; answers the paths that it is asked for.
+    async fn serve(listener: TcpListener, only: &str, calls: usize) -> Vec<String> {
+        let mut paths = Vec::new();
+        while paths.len() < calls {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut head = Vec::new();
+            while !head.ends_with(b"\r\n\r\n") {
+                head.push(stream.read_u8().await.unwrap());
+            }
+            let head = String::from_utf8(head).unwrap();
+            let path = head.split(' ').nth(1).unwrap().to_owned();
+            let status = match path.ends_with(only) {
+                true => "200 OK",
+                false => "404 Not Found",
+            };
+            let answer =
+                format!("HTTP/1.1 {status}\r\ncontent-length: 2\r\nconnection: close\r\n\r\n{{}}");
+            stream.write_all(answer.as_bytes()).await.unwrap();
+            paths.push(path);
+        }
+        paths
+    }
+
+    #[tokio::test]
+    async fn one_that_cannot_be_ended_keeps_no_other_from_it() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let endpoint = Endpoint {
+            url: format!("http://{}", listener.local_addr().unwrap()),
+            region: "us-east-1".to_owned(),
+            access_key_id: "AKIA".to_owned(),
+            secret: "secret".to_owned().into(),
+            is_local: true,
+            ca_file: None,
+            ingress: None,
+        };
+        let client = Client::new(endpoint).unwrap();
+        let ids = ["a", "b"].map(str::to_owned);
+        let (code, paths) = tokio::join!(terminate_each(&client, &ids), serve(listener, "/b", 2));
+        assert_eq!(code.unwrap(), ExitCode::FAILURE);
+        assert_eq!(paths, ids.map(|id| format!("{MICROVMS}/{id}")));
+    }
 }
