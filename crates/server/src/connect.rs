@@ -70,6 +70,10 @@ pub(crate) async fn serve(listener: TcpListener, connect: Arc<Connect>) {
         match stop.run_until_cancelled(listener.accept()).await {
             None => break,
             Some(Ok((stream, from))) => {
+                if let Err(error) = http::bound_unread(&stream) {
+                    tracing::debug!(%error, "a client of CONNECT broke off");
+                    continue;
+                }
                 let client = Client {
                     connect: Arc::clone(&connect),
                     http: http::Client {

@@ -21,10 +21,12 @@ use hyper::body::{Bytes, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
+use rustix::net::sockopt;
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinError;
 use tokio::time::timeout;
@@ -94,6 +96,10 @@ pub(crate) async fn serve(listener: TcpListener, service: Arc<Service>, stop: Ca
                 continue;
             }
         };
+        if let Err(error) = bound_unread(&stream) {
+            tracing::debug!(%error, "a connection ended before its first request");
+            continue;
+        }
         let client = Client {
             peer: Peer(from.ip()),
             place: Arc::new(place),
@@ -110,6 +116,13 @@ pub(crate) async fn serve(listener: TcpListener, service: Arc<Service>, stop: Ca
     let _ = timeout(limits::INGRESS_DRAIN_TIMEOUT, tasks.wait()).await;
 }
 
+/// Ends a connection whose client takes nothing of what it is sent: HTTP has no limit for that.
+pub(crate) fn bound_unread(stream: &TcpStream) -> io::Result<()> {
+    let unread_ms = limits::CLIENT_UNREAD_TIMEOUT.as_millis();
+    let unread_ms = u32::try_from(unread_ms).unwrap_or(u32::MAX);
+    Ok(sockopt::set_tcp_user_timeout(stream, unread_ms)?)
+}
+
 /// Serves the requests of one connection until it ends.
 pub(crate) async fn connection(
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -117,7 +130,7 @@ pub(crate) async fn connection(
     service: Arc<Service>,
     stop: CancellationToken,
 ) {
-    // A stream that its client resets is no longer HTTP's, but its request is answered all the same.
+    // HTTP forgets a stream that its client resets, but the request is answered all the same: it counts here.
     let turns = Arc::new(Semaphore::new(limits::H2_STREAMS_MAX as usize));
     let (under_way, requests) = watch::channel(0);
     let service = service_fn(move |request| {
@@ -243,20 +256,14 @@ async fn control(service: &Service, api: Api, parts: &Parts, body: RequestBody) 
     let body = match body.await {
         Ok(body) => body.to_bytes(),
         Err(error) if error.is::<LengthLimitError>() => return api::body_too_large(),
-        Err(_) => return unread(),
+        // The client stands still, is gone or has broken HTTP: hardly anybody reads this.
+        Err(_) => return api::body_unread(),
     };
     match api {
         Api::Sts => sts::handle(app, keys, parts, &body),
         Api::Extension => extension::handle(app, keys, parts, &body).await,
         Api::MicroVms => api::handle(app, keys, parts, &body).await,
     }
-}
-
-/// The body did not come: the client stands still, is gone or has broken HTTP, and hardly reads this.
-fn unread() -> Response<Bytes> {
-    let mut response = Response::new(Bytes::new());
-    *response.status_mut() = StatusCode::REQUEST_TIMEOUT;
-    response
 }
 
 fn whole(response: Response<Bytes>) -> Response<s3::Body> {

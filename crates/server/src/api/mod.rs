@@ -27,6 +27,7 @@ use crate::audit::{Action, Caller};
 use crate::keys::Keys;
 use bytes::Bytes;
 use dormouse_api::ApiError;
+use dormouse_api::error::REQUEST_ID;
 use dormouse_api::restjson::{self, Request};
 use dormouse_api::route::{Match, Operation, route};
 use dormouse_api::sigv4::{self, Scope};
@@ -35,7 +36,7 @@ use dormouse_core::image::life::UnderWay;
 use dormouse_core::{AccountId, limits};
 use dormouse_node::clock;
 use dormouse_store::{StoreError, Written};
-use http::{Extensions, Response, request::Parts};
+use http::{Extensions, HeaderValue, Response, StatusCode, request::Parts};
 use jiff::Timestamp;
 use serde::Serialize;
 use std::error::Error;
@@ -66,6 +67,16 @@ pub(crate) fn refused_too_often(retry_after: Duration) -> Response<Bytes> {
 /// Refuses a request whose body is larger than any request's is.
 pub(crate) fn body_too_large() -> Response<Bytes> {
     ApiError::body_too_large(limits::API_BODY_BYTES_MAX).into_response(Uuid::new_v4())
+}
+
+/// Answers a request whose body did not come.
+pub(crate) fn body_unread() -> Response<Bytes> {
+    let mut response = Response::new(Bytes::new());
+    *response.status_mut() = StatusCode::REQUEST_TIMEOUT;
+    if let Ok(id) = HeaderValue::from_str(&Uuid::new_v4().to_string()) {
+        response.headers_mut().insert(REQUEST_ID, id);
+    }
+    response
 }
 
 struct Call<'a> {
