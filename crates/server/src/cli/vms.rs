@@ -213,13 +213,13 @@ async fn terminate_each(client: &Client, ids: &[String]) -> Result<ExitCode> {
 mod tests {
     use super::super::client::Endpoint;
     use super::*;
+    use std::sync::{Arc, Mutex};
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpListener;
 
-    /// A daemon that has no MicroVM but one; answers the paths that it is asked for.
-    async fn serve(listener: TcpListener, only: &str, calls: usize) -> Vec<String> {
-        let mut paths = Vec::new();
-        while paths.len() < calls {
+    /// A daemon that has no MicroVM but one; notes the paths that it is asked for.
+    async fn serve(listener: TcpListener, only: &str, paths: Arc<Mutex<Vec<String>>>) {
+        loop {
             let (mut stream, _) = listener.accept().await.unwrap();
             let mut head = Vec::new();
             while !head.ends_with(b"\r\n\r\n") {
@@ -233,10 +233,9 @@ mod tests {
             };
             let answer =
                 format!("HTTP/1.1 {status}\r\ncontent-length: 2\r\nconnection: close\r\n\r\n{{}}");
+            paths.lock().unwrap().push(path);
             stream.write_all(answer.as_bytes()).await.unwrap();
-            paths.push(path);
         }
-        paths
     }
 
     #[tokio::test]
@@ -253,8 +252,14 @@ mod tests {
         };
         let client = Client::new(endpoint).unwrap();
         let ids = ["a", "b"].map(str::to_owned);
-        let (code, paths) = tokio::join!(terminate_each(&client, &ids), serve(listener, "/b", 2));
-        assert_eq!(code.unwrap(), ExitCode::FAILURE);
-        assert_eq!(paths, ids.map(|id| format!("{MICROVMS}/{id}")));
+        let paths = Arc::default();
+        let daemon = tokio::spawn(serve(listener, "/b", Arc::clone(&paths)));
+        let code = terminate_each(&client, &ids).await.unwrap();
+        assert_eq!(code, ExitCode::FAILURE);
+        daemon.abort();
+        assert_eq!(
+            *paths.lock().unwrap(),
+            ids.map(|id| format!("{MICROVMS}/{id}"))
+        );
     }
 }
