@@ -218,10 +218,16 @@ async fn prepare(
     })
     .await?;
     let bases = bases::resolve(images, references, log).await?;
-    let plan = dockerfile::plan(&dockerfile, &job.build_args, |reference| {
-        let base = bases.get(reference).ok_or(UnknownBase)?;
-        Ok::<_, UnknownBase>(base.config.clone())
-    })?;
+    let args = job.build_args.clone();
+    // A Dockerfile may have megabytes of variables to expand.
+    let (plan, bases) = blocking(move || {
+        let plan = dockerfile::plan(&dockerfile, &args, |reference| {
+            let base = bases.get(reference).ok_or(UnknownBase)?;
+            Ok::<_, UnknownBase>(base.config.clone())
+        })?;
+        Ok((plan, bases))
+    })
+    .await?;
     Ok(Prepared {
         context,
         plan,

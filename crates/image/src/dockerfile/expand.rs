@@ -8,7 +8,7 @@
 
 mod pattern;
 
-use pattern::{Pattern, TooCostly};
+use pattern::{Exceeded, Pattern};
 use std::collections::BTreeMap;
 use std::iter::Peekable;
 use std::str::Chars;
@@ -18,6 +18,8 @@ const DEPTH_MAX: u32 = 32;
 
 /// Steps that matching all patterns of one Dockerfile may take.
 const PATTERN_STEPS_MAX: u64 = 1 << 24;
+
+const TOO_MUCH_TEXT: &str = "the variables expand to too much text";
 
 /// Values of the variables in scope.
 pub(super) type Scope<'a> = BTreeMap<&'a str, &'a str>;
@@ -249,7 +251,8 @@ impl Lexer<'_> {
                 let pattern = Pattern::new(&self.pattern('/')?);
                 let with = self.nested('}')?;
                 let value = value.unwrap_or_default();
-                let replaced = pattern.replace(value, &with, all, self.pattern_steps);
+                let (bytes_max, steps) = (*self.bytes_left, &mut *self.pattern_steps);
+                let replaced = pattern.replace(value, &with, all, bytes_max, steps);
                 self.push_matched(out, replaced)
             }
             Some(other) => Err(format!(
@@ -269,10 +272,13 @@ impl Lexer<'_> {
     fn push_matched(
         &mut self,
         out: &mut String,
-        value: Result<String, TooCostly>,
+        value: Result<String, Exceeded>,
     ) -> Result<(), String> {
-        let value = value.map_err(|TooCostly| "the patterns take too long to match".to_owned())?;
-        self.push_value(out, Some(&value))
+        match value {
+            Ok(value) => self.push_value(out, Some(&value)),
+            Err(Exceeded::Steps) => Err("the patterns take too long to match".to_owned()),
+            Err(Exceeded::Bytes) => Err(TOO_MUCH_TEXT.to_owned()),
+        }
     }
 
     /// The word after a modifier, up to `stop`.
@@ -323,7 +329,7 @@ impl Lexer<'_> {
 
     fn spend(&mut self, bytes: usize) -> Result<(), String> {
         let left = self.bytes_left.checked_sub(bytes);
-        *self.bytes_left = left.ok_or("the variables expand to too much text")?;
+        *self.bytes_left = left.ok_or(TOO_MUCH_TEXT)?;
         Ok(())
     }
 }
@@ -442,6 +448,20 @@ mod tests {
         let scope = Scope::from([("a", "12345")]);
         assert_eq!(expander.word("$a$a", &scope).as_deref(), Ok("1234512345"));
         assert!(expander.word("$a", &scope).is_err());
+    }
+
+    #[test]
+    fn replacing_stops_where_the_budget_ends() {
+        // What it would come to does not fit into any address space.
+        let long = "a".repeat(1 << 22);
+        let scope = Scope::from([("v", long.as_str())]);
+        let mut expander = Expander::new('\\', 1 << 24);
+        let failed = expander.word("${v//?/$v$v$v}", &scope);
+        assert_eq!(failed.as_deref(), Err(&TOO_MUCH_TEXT.to_owned()));
+        assert_eq!(
+            expander.word("${v/*/short}", &scope).as_deref(),
+            Ok("short")
+        );
     }
 
     #[test]

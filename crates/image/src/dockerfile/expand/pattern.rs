@@ -14,9 +14,14 @@ pub(super) struct Pattern {
     tokens: Vec<Token>,
 }
 
-/// Matching takes more steps than are left.
+/// Which budget a pattern would go beyond.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct TooCostly;
+pub(super) enum Exceeded {
+    /// Of steps that matching takes.
+    Steps,
+    /// Of bytes that come out.
+    Bytes,
+}
 
 impl Pattern {
     pub(super) fn new(text: &str) -> Self {
@@ -39,7 +44,7 @@ impl Pattern {
         value: &str,
         longest: bool,
         steps: &mut u64,
-    ) -> Result<String, TooCostly> {
+    ) -> Result<String, Exceeded> {
         let chars: Vec<char> = value.chars().collect();
         let cut = self.reach(chars.iter().copied(), longest, steps)?;
         Ok(chars[cut.unwrap_or(0)..].iter().collect())
@@ -51,7 +56,7 @@ impl Pattern {
         value: &str,
         longest: bool,
         steps: &mut u64,
-    ) -> Result<String, TooCostly> {
+    ) -> Result<String, Exceeded> {
         let chars: Vec<char> = value.chars().collect();
         let backwards = Self {
             tokens: self.tokens.iter().rev().copied().collect(),
@@ -60,14 +65,16 @@ impl Pattern {
         Ok(chars[..chars.len() - cut.unwrap_or(0)].iter().collect())
     }
 
-    /// The value with the first match replaced, or with each.
+    /// The value with the first match replaced, or with each, as long as that has at most `bytes_max` bytes:
+    /// two long texts have a product that no memory holds.
     pub(super) fn replace(
         &self,
         value: &str,
         with: &str,
         all: bool,
+        bytes_max: usize,
         steps: &mut u64,
-    ) -> Result<String, TooCostly> {
+    ) -> Result<String, Exceeded> {
         let chars: Vec<char> = value.chars().collect();
         let mut out = String::new();
         let mut at = 0;
@@ -79,6 +86,9 @@ impl Pattern {
                     at += 1;
                 }
                 Some(length) => {
+                    if out.len() + with.len() > bytes_max {
+                        return Err(Exceeded::Bytes);
+                    }
                     out.push_str(with);
                     at += length;
                     if !all {
@@ -97,7 +107,7 @@ impl Pattern {
         chars: impl Iterator<Item = char>,
         longest: bool,
         steps: &mut u64,
-    ) -> Result<Option<usize>, TooCostly> {
+    ) -> Result<Option<usize>, Exceeded> {
         let end = self.tokens.len();
         // states[i]: the first i tokens can have matched what was read so far.
         let mut states = vec![false; end + 1];
@@ -108,7 +118,7 @@ impl Pattern {
             if found.is_some() && !longest {
                 return Ok(found);
             }
-            *steps = steps.checked_sub(end as u64 + 1).ok_or(TooCostly)?;
+            *steps = steps.checked_sub(end as u64 + 1).ok_or(Exceeded::Steps)?;
             let mut next = vec![false; end + 1];
             for (at, token) in self.tokens.iter().enumerate().filter(|(at, _)| states[*at]) {
                 match token {
