@@ -41,7 +41,7 @@ pub const IMAGE_CONFIG_BYTES_MAX: usize = 128 << 10;
 pub const DOCKERIGNORE_BYTES_MAX: u64 = 256 << 10;
 /// Steps that matching path patterns against a build context may take.
 pub const GLOB_STEPS_MAX: u64 = 1 << 31;
-/// Most files in the layers of a base image.
+/// Most entries in the layers of a base image, those that describe other entries among them.
 pub const ROOTFS_ENTRIES_MAX: usize = 2_000_000;
 /// The layers of a base image may unpack to this many times the size of its disk: upper ones replace files.
 pub const ROOTFS_UNPACKED_FACTOR: u64 = 2;

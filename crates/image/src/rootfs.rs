@@ -38,15 +38,17 @@ pub(crate) struct Bounds {
     pub(crate) disk_bytes: u64,
     /// Names that all paths in the layers together may lead through.
     pub(crate) lookups: u64,
+    /// Bytes that names, link targets and extended attributes may take in memory.
+    pub(crate) names_bytes: usize,
 }
 
 impl Bounds {
     /// For a disk of this size.
     pub(crate) fn of_disk(disk_bytes: u64) -> Self {
-        let lookups = limits::ROOTFS_LOOKUPS_MAX;
         Self {
             disk_bytes,
-            lookups,
+            lookups: limits::ROOTFS_LOOKUPS_MAX,
+            names_bytes: limits::ROOTFS_NAMES_BYTES_MAX,
         }
     }
 }

@@ -18,6 +18,8 @@ pub(super) struct Archive<R> {
     data_left: u64,
     /// What fills the data's last block up.
     padding: u64,
+    /// Entries that may still come, those that describe others among them.
+    entries_left: usize,
 }
 
 /// One file of a tar.
@@ -61,6 +63,8 @@ pub(super) struct Segment {
 pub(super) enum ArchiveError {
     /// It is no tar, or a damaged one.
     Damaged(&'static str),
+    /// It has more entries than it may have.
+    TooMany,
     /// Its bytes do not come.
     Read(io::Error),
     /// They cannot be written.
@@ -78,12 +82,19 @@ struct Extensions {
 }
 
 impl<R: Read> Archive<R> {
-    pub(super) fn new(stream: R) -> Self {
+    /// Of at most so many entries, those that describe others among them.
+    pub(super) fn new(stream: R, entries_max: usize) -> Self {
         Self {
             stream,
             data_left: 0,
             padding: 0,
+            entries_left: entries_max,
         }
+    }
+
+    /// How many entries there may still be.
+    pub(super) fn entries_left(&self) -> usize {
+        self.entries_left
     }
 
     /// The next entry; none at the end. What was not read of the last one is passed over.
@@ -94,13 +105,15 @@ impl<R: Read> Archive<R> {
             let Some(header) = self.header()? else {
                 return Ok(None);
             };
+            let left = self.entries_left.checked_sub(1);
+            self.entries_left = left.ok_or(ArchiveError::TooMany)?;
             let kind = header.entry_type();
             match kind {
                 EntryType::GNULongName => extensions.long_path = Some(self.text(&header)?),
                 EntryType::GNULongLink => extensions.long_link = Some(self.text(&header)?),
                 EntryType::XHeader => {
                     let records = self.extension(&header)?;
-                    extensions.pax = Pax::parse(&records).ok_or(Damaged("damaged PAX records"))?;
+                    extensions.pax = Pax::parse(&records).map_err(Damaged)?;
                 }
                 // Of the archive as a whole: nothing in it says where or what a file is.
                 EntryType::XGlobalHeader => drop(self.extension(&header)?),

@@ -57,17 +57,14 @@ pub(crate) fn flatten(
             inner: layer.open(bytes_left)?,
             hasher: Hasher::default(),
         };
-        let mut archive = Archive::new(hashed);
+        let mut archive = Archive::new(hashed, entries_left);
         let failed = |error| layer_error(number, bounds, error);
         let mut index = 0;
         while let Some(entry) = archive.next().map_err(failed)? {
-            entries_left = entries_left.checked_sub(1).ok_or(RootfsError::TooLarge {
-                limit: limits::ROOTFS_ENTRIES_MAX as u64,
-                what: "entries in its layers",
-            })?;
             lay(&mut tree, number, index, &entry)?;
             index += 1;
         }
+        entries_left = archive.entries_left();
         let hashed = archive.finish().map_err(failed)?;
         bytes_left = hashed.inner.left();
         let found = hashed.hasher.finish();
@@ -97,6 +94,10 @@ pub(super) fn layer_error(number: usize, bounds: Bounds, error: ArchiveError) ->
     let layer = number + 1;
     match error {
         ArchiveError::Damaged(problem) => RootfsError::Archive { layer, problem },
+        ArchiveError::TooMany => RootfsError::TooLarge {
+            limit: limits::ROOTFS_ENTRIES_MAX as u64,
+            what: "entries in its layers",
+        },
         ArchiveError::Read(source) if source.kind() == io::ErrorKind::FileTooLarge => {
             RootfsError::TooLarge {
                 limit: unpacked_bytes_max(bounds),
@@ -123,7 +124,7 @@ fn lay(tree: &mut Tree, layer: usize, index: usize, entry: &Entry) -> Result<(),
             Asks::Nothing => return Ok(()),
         }
     }
-    check_xattrs(entry)?;
+    check_xattr_names(entry)?;
     let meta = Meta {
         mode: entry.mode,
         uid: entry.uid,
@@ -159,22 +160,7 @@ fn lay(tree: &mut Tree, layer: usize, index: usize, entry: &Entry) -> Result<(),
     }
 }
 
-/// An ext4 inode keeps its extended attributes in one block.
-fn check_xattrs(entry: &Entry) -> Result<(), RootfsError> {
-    const BLOCK: usize = 4096;
-    const HEADER: usize = 36;
-    const ENTRY: usize = 16;
-    let padded = |length: usize| length.next_multiple_of(4);
-    let sizes = entry
-        .xattrs
-        .iter()
-        .map(|(name, value)| ENTRY + padded(name.len()) + padded(value.len()));
-    if sizes.sum::<usize>() > BLOCK - HEADER {
-        return Err(refused(
-            &entry.path,
-            "its extended attributes are too large for ext4",
-        ));
-    }
+fn check_xattr_names(entry: &Entry) -> Result<(), RootfsError> {
     let name_bad = |name: &[u8]| name.len() > 255 || name.contains(&0) || name == b"user.";
     if entry.xattrs.iter().any(|(name, _)| name_bad(name)) {
         return Err(refused(&entry.path, "an extended attribute's name is none"));

@@ -45,14 +45,14 @@ pub(crate) fn members(path: &Path) -> io::Result<Option<Found>> {
         )?,
         position: Rc::clone(&position),
     };
-    let mut archive = Archive::new(stream);
+    let mut archive = Archive::new(stream, limits::ROOTFS_ENTRIES_MAX);
     let mut members = Members::new();
     loop {
         let entry = match archive.next() {
             Ok(Some(entry)) => entry,
             Ok(None) => break,
             // Whoever reads it as something else says what is wrong.
-            Err(ArchiveError::Damaged(_)) => return Ok(None),
+            Err(ArchiveError::Damaged(_) | ArchiveError::TooMany) => return Ok(None),
             Err(ArchiveError::Read(error) | ArchiveError::Write(error)) => return Err(error),
         };
         let Some(name) = plain_name(&entry.path) else {

@@ -32,19 +32,27 @@ pub(super) struct Sparse {
     pub(super) map: Vec<u64>,
 }
 
+const DAMAGED: &str = "damaged PAX records";
 const XATTR: &[u8] = b"SCHILY.xattr.";
 const SPARSE: &[u8] = b"GNU.sparse.";
 
+/// An ext4 inode keeps its extended attributes in one block, after its header.
+const XATTR_BYTES_MAX: usize = 4096 - 36;
+
 impl Pax {
-    /// Reads records. None when they are damaged or nonsense.
-    pub(super) fn parse(mut data: &[u8]) -> Option<Self> {
+    /// Reads records, or says what is wrong with them.
+    pub(super) fn parse(mut data: &[u8]) -> Result<Self, &'static str> {
         let mut pax = Self::default();
+        let mut xattr_room = XATTR_BYTES_MAX;
         while !data.is_empty() {
-            let (key, value, rest) = record(data)?;
-            pax.take(key, value)?;
+            let (key, value, rest) = record(data).ok_or(DAMAGED)?;
+            match key.strip_prefix(XATTR) {
+                Some(name) => pax.take_xattr(name, value, &mut xattr_room)?,
+                None => pax.take(key, value).ok_or(DAMAGED)?,
+            }
             data = rest;
         }
-        Some(pax)
+        Ok(pax)
     }
 
     fn take(&mut self, key: &[u8], value: &[u8]) -> Option<()> {
@@ -56,9 +64,7 @@ impl Pax {
             b"gid" => self.gid = Some(number(value)?),
             b"mtime" => self.mtime = Some(time(value)?),
             key => {
-                if let Some(name) = key.strip_prefix(XATTR) {
-                    self.take_xattr(name, value);
-                } else if let Some(field) = key.strip_prefix(SPARSE) {
+                if let Some(field) = key.strip_prefix(SPARSE) {
                     self.take_sparse(field, value)?;
                 }
             }
@@ -68,11 +74,21 @@ impl Pax {
 
     /// Others would mean something to the host while the files lie there: `trusted.*` to an overlay,
     /// `security.selinux` to its policy.
-    fn take_xattr(&mut self, name: &[u8], value: &[u8]) {
+    fn take_xattr(
+        &mut self,
+        name: &[u8],
+        value: &[u8],
+        room: &mut usize,
+    ) -> Result<(), &'static str> {
         if name == b"security.capability" || name.starts_with(b"user.") {
+            // Those that are replaced count too: there may be tens of thousands, each of which is looked for.
+            *room = room
+                .checked_sub(on_disk(name, value))
+                .ok_or("an entry's extended attributes are too large for ext4")?;
             self.xattrs.retain(|(known, _)| known != name);
             self.xattrs.push((name.to_vec(), value.to_vec()));
         }
+        Ok(())
     }
 
     fn take_sparse(&mut self, field: &[u8], value: &[u8]) -> Option<()> {
@@ -90,6 +106,13 @@ impl Pax {
         }
         (sparse.map.len() <= 2 * limits::TAR_SEGMENTS_MAX).then_some(())
     }
+}
+
+/// What an extended attribute takes of its inode's block.
+fn on_disk(name: &[u8], value: &[u8]) -> usize {
+    const ENTRY: usize = 16;
+    let padded = |length: usize| length.next_multiple_of(4);
+    ENTRY + padded(name.len()) + padded(value.len())
 }
 
 /// Cuts `LENGTH KEY=VALUE\n` off; the length counts all of it.
@@ -166,6 +189,19 @@ mod tests {
     }
 
     #[test]
+    fn what_no_inode_can_hold_is_refused_at_once() {
+        let too_large = Err("an entry's extended attributes are too large for ext4");
+        let many = (0..40_000).flat_map(|n| line(&format!("SCHILY.xattr.user.{n}"), b""));
+        assert_eq!(Pax::parse(&many.collect::<Vec<_>>()), too_large);
+        let same = line("SCHILY.xattr.user.a", b"").repeat(40_000);
+        assert_eq!(Pax::parse(&same), too_large);
+        let large = line("SCHILY.xattr.user.a", &[b'x'; XATTR_BYTES_MAX]);
+        assert_eq!(Pax::parse(&large), too_large);
+        let fits = line("SCHILY.xattr.user.a", &[b'x'; 4000]);
+        assert_eq!(Pax::parse(&fits).unwrap().xattrs.len(), 1);
+    }
+
+    #[test]
     fn damaged_records_are_refused() {
         let bad: [&[u8]; 10] = [
             b"x",
@@ -182,7 +218,7 @@ mod tests {
         for data in bad {
             assert_eq!(
                 Pax::parse(data),
-                None,
+                Err(DAMAGED),
                 "{:?}",
                 String::from_utf8_lossy(data)
             );

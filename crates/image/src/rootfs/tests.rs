@@ -16,6 +16,7 @@ use tar::{EntryType, Header};
 const BOUNDS: Bounds = Bounds {
     disk_bytes: 64 << 20,
     lookups: 1 << 17,
+    names_bytes: 4 << 20,
 };
 
 /// A layer in the making.

@@ -19,7 +19,8 @@ pub(crate) struct Tree {
     nodes: Vec<Node>,
     /// The layer that is being laid on.
     layer: usize,
-    names_bytes: usize,
+    /// Bytes that names and the like may still take.
+    names_bytes_left: usize,
     /// Steps of paths that may still be gone.
     lookups_left: u64,
 }
@@ -81,7 +82,7 @@ impl Tree {
         Self {
             nodes: vec![implied_dir()],
             layer: 0,
-            names_bytes: 0,
+            names_bytes_left: bounds.names_bytes,
             lookups_left: bounds.lookups,
         }
     }
@@ -103,6 +104,7 @@ impl Tree {
         meta: Meta,
         kind: Kind,
     ) -> Result<(), RootfsError> {
+        self.count(xattrs_bytes(&meta))?;
         let is_dir = matches!(kind, Kind::Dir(_));
         let Some((last, parents)) = names.split_last() else {
             return match is_dir {
@@ -219,12 +221,7 @@ impl Tree {
             Kind::Symlink(target) => target.len(),
             _ => 0,
         };
-        let xattrs = node
-            .meta
-            .xattrs
-            .iter()
-            .map(|(name, value)| name.len() + value.len());
-        self.count(link + xattrs.sum::<usize>())?;
+        self.count(link)?;
         if self.nodes.len() > limits::ROOTFS_ENTRIES_MAX {
             tracing::debug!(entry = shown(&entry.path), "too many files");
             return Err(too_large(limits::ROOTFS_ENTRIES_MAX as u64, "files"));
@@ -254,14 +251,10 @@ impl Tree {
     }
 
     fn count(&mut self, bytes: usize) -> Result<(), RootfsError> {
-        self.names_bytes += bytes;
-        if self.names_bytes > limits::ROOTFS_NAMES_BYTES_MAX {
-            let limit = limits::ROOTFS_NAMES_BYTES_MAX as u64;
-            return Err(too_large(
-                limit,
-                "bytes of names, links and extended attributes",
-            ));
-        }
+        const WHAT: &str = "bytes of names, links and extended attributes";
+        let left = self.names_bytes_left.checked_sub(bytes);
+        let limit = limits::ROOTFS_NAMES_BYTES_MAX as u64;
+        self.names_bytes_left = left.ok_or_else(|| too_large(limit, WHAT))?;
         Ok(())
     }
 
@@ -336,6 +329,13 @@ impl Tree {
         }
         Ok(stack.pop())
     }
+}
+
+/// What extended attributes take in memory: of each also two vectors, and what the allocator adds to both.
+fn xattrs_bytes(meta: &Meta) -> usize {
+    const EACH: usize = 2 * (size_of::<Vec<u8>>() + 32);
+    let bytes = |(name, value): &(Vec<u8>, Vec<u8>)| EACH + name.len() + value.len();
+    meta.xattrs.iter().map(bytes).sum()
 }
 
 fn implied_dir() -> Node {

@@ -8,6 +8,7 @@ use super::layers::{LayerSource, layer_error, unpacked_bytes_max};
 use super::name::shown;
 use super::tree::{Content, Inode, Kind, Meta, ROOT, Tree};
 use super::{Bounds, RootfsError};
+use dormouse_core::limits;
 use rustix::fs::{self, AtFlags, Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags};
 use std::collections::HashMap;
 use std::fs::File;
@@ -125,7 +126,8 @@ fn write_files(
         .keys()
         .filter(|(layer, _)| *layer == number)
         .count();
-    let mut archive = Archive::new(layer.open(unpacked_bytes_max(bounds))?);
+    let layer = layer.open(unpacked_bytes_max(bounds))?;
+    let mut archive = Archive::new(layer, limits::ROOTFS_ENTRIES_MAX);
     let mut index = 0;
     while left > 0 {
         let entry = archive

@@ -211,6 +211,36 @@ fn descriptions_of_entries_have_a_limit() {
 }
 
 #[test]
+fn extended_attributes_count_by_what_they_take_in_memory() {
+    let value = vec![b'x'; 4000];
+    let mut folders = Layer::new();
+    for number in 0..1200 {
+        let layer = folders.dir(&format!("d{number}"));
+        let layer = layer.pax(&[("SCHILY.xattr.user.a", &value)]);
+        folders = layer.dir(&format!("d{number}"));
+    }
+    assert!(refusal(folders).contains("extended attributes"));
+    let names: Vec<_> = (0..150)
+        .map(|number| format!("SCHILY.xattr.user.{number}"))
+        .collect();
+    let small: Vec<_> = names.iter().map(|name| (name.as_str(), &b""[..])).collect();
+    let mut files = Layer::new();
+    for number in 0..300 {
+        files = files.pax(&small).file(&format!("f{number}"), b"");
+    }
+    assert!(refusal(files).contains("extended attributes"));
+}
+
+#[test]
+fn descriptions_of_entries_count_as_entries() {
+    let one = Layer::new().pax(&[("comment", b"a")]);
+    let tar = one.pax(&[("comment", b"b")]).file("a", b"").end();
+    let first = |entries_max| archive::Archive::new(&tar[..], entries_max).next();
+    assert!(first(3).unwrap().is_some());
+    assert!(matches!(first(2), Err(archive::ArchiveError::TooMany)));
+}
+
+#[test]
 fn looking_up_paths_has_a_limit() {
     // Each path goes through 40 links of 2000 names: a few kilobytes of it would take hours.
     let mut layer = Layer::new().dir("d");
