@@ -61,6 +61,8 @@ enum Token {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Glob {
     tokens: Vec<Token>,
+    /// What reading one character takes: a step for each state and for each range of a set.
+    steps_per_char: usize,
 }
 
 impl Glob {
@@ -89,7 +91,15 @@ impl Glob {
             };
             tokens.push(token);
         }
-        Ok(Self { tokens })
+        let ranges = tokens.iter().map(|token| match token {
+            Token::Set { ranges, .. } => ranges.len(),
+            _ => 0,
+        });
+        let steps_per_char = tokens.len() + 1 + ranges.sum::<usize>();
+        Ok(Self {
+            tokens,
+            steps_per_char,
+        })
     }
 
     /// The path that the pattern names when it has no wildcard.
@@ -113,7 +123,7 @@ impl Glob {
         states[0] = true;
         self.skip_empty(&mut states);
         for c in path.chars() {
-            fuel.burn(states.len())?;
+            fuel.burn(self.steps_per_char)?;
             next.fill(false);
             let mut alive = false;
             for (index, token) in self.tokens.iter().enumerate().filter(|(i, _)| states[*i]) {
@@ -281,6 +291,11 @@ mod tests {
         let glob = Glob::new(&"*a".repeat(1000), Dialect::Copy).unwrap();
         assert_eq!(
             glob.matches(&"a".repeat(100_000), &Fuel::new(1_000_000)),
+            Err(OutOfFuel)
+        );
+        let glob = Glob::new(&format!("*[{}]", "b".repeat(10_000)), Dialect::Copy).unwrap();
+        assert_eq!(
+            glob.matches(&"a".repeat(1000), &Fuel::new(1_000_000)),
             Err(OutOfFuel)
         );
     }
