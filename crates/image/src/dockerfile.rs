@@ -23,9 +23,8 @@ use crate::config::ImageConfig;
 use dormouse_core::limits;
 use std::collections::BTreeMap;
 
-/// Arguments that every RUN gets when the build has them, declared or not. A cached layer does not
-/// depend on their values.
-pub(crate) const PROXY_ARGS: [&str; 10] = [
+/// Arguments that every RUN gets when the build has them, declared or not.
+const PROXY_ARGS: [&str; 10] = [
     "HTTP_PROXY",
     "http_proxy",
     "HTTPS_PROXY",
@@ -119,8 +118,10 @@ pub enum Source {
 pub struct RunStep {
     /// Program and arguments.
     pub argv: Vec<String>,
-    /// The whole environment: ENV over the ARGs in scope.
+    /// Its environment: ENV over the ARGs in scope.
     pub env: Vec<(String, String)>,
+    /// Proxy variables of the build that nothing in the Dockerfile sets; the command has them too.
+    pub proxies: Vec<(String, String)>,
     /// Absolute working directory.
     pub cwd: String,
     /// The user; empty for root.

@@ -7,13 +7,13 @@
 //! miss.
 
 use crate::dockerfile::{
-    CopySource, CopyStep, FileOwner, MountKind, PROXY_ARGS, RunStep, Source, Step, StepKind,
+    CopySource, CopyStep, FileOwner, MountKind, RunStep, Source, Step, StepKind,
 };
 use aws_lc_rs::digest;
 use dormouse_core::AccountId;
 
 /// Version of the encoding below.
-const FORMAT: &[u8] = b"dormouse layer 2";
+const FORMAT: &[u8] = b"dormouse layer 3";
 
 /// Key of a base disk, in hex: where an account's chain begins. `digest` is the image's.
 #[must_use]
@@ -29,9 +29,10 @@ pub fn base_key(account: &AccountId, digest: &str) -> String {
 /// are, in the order in which the step names them: of a copy step the digest of what it copies of the
 /// context and the key of the disk that it copies from, of a command the same of each bind mount.
 ///
-/// A step that leaves the disk as it is has its parent's key. The values of proxy variables and of
+/// A step that leaves the disk as it is has its parent's key. The proxies of a build and the values of
 /// secrets do not count, as in Docker, and neither does what a cache mount holds: they change how a
-/// result comes about, not what it is.
+/// result comes about, not what it is. A proxy that the Dockerfile itself sets or declares counts like any
+/// variable.
 #[must_use]
 pub fn key(parent: &str, step: &Step, inputs: &[String]) -> String {
     let mut hash = Fields::new();
@@ -85,8 +86,7 @@ impl Fields {
         self.text(&run.cwd);
         self.text(&run.user);
         self.list(&run.argv);
-        let counts = |(name, _): &&(String, String)| !PROXY_ARGS.contains(&name.as_str());
-        for (name, value) in run.env.iter().filter(counts) {
+        for (name, value) in &run.env {
             self.text(name);
             self.text(value);
         }
@@ -185,6 +185,7 @@ mod tests {
         RunStep {
             argv: argv.iter().map(|word| (*word).to_owned()).collect(),
             env: env.iter().map(owned).collect(),
+            proxies: Vec::new(),
             cwd: "/".to_owned(),
             user: String::new(),
             mounts: Vec::new(),
@@ -234,8 +235,8 @@ mod tests {
         let base = base_key(&account("123456789012"), "sha256:00");
         let step = run(&["/bin/sh", "-c", "true"], &[("A", "1")]);
         let written = [
-            "75a27b75258257cbbcec3cc7b5cfb185da8a56ac4d001e502a92c103aeeeae05",
-            "5ba95a788ee875408a19c4a2eee16036029c1c80602d0fca9f9c74972284cd84",
+            "9e07f192d4b4bc8b2881344d8756ce625ade56ca664c17d73667b4cafea14a96",
+            "f52b7751bc5a3a870c5ff29f43f30556b2cd431682fa4358f6db1294b9c1c09a",
         ];
         assert_eq!([base.as_str(), &key(&base, &step, &[])], written);
     }
@@ -299,12 +300,14 @@ mod tests {
     }
 
     #[test]
-    fn proxies_and_configuration_do_not_count() {
-        let with = run(&["a"], &[("http_proxy", "http://p"), ("A", "1")]);
-        assert_eq!(
-            key("p", &with, &[]),
-            key("p", &run(&["a"], &[("A", "1")]), &[])
-        );
+    fn proxies_of_the_build_and_configuration_do_not_count() {
+        let proxy = ("http_proxy".to_owned(), "http://p".to_owned());
+        let mut with = command(&["a"], &[("A", "1")]);
+        with.proxies.push(proxy);
+        let without = key("p", &run(&["a"], &[("A", "1")]), &[]);
+        assert_eq!(key("p", &step(StepKind::Run(with)), &[]), without);
+        let own = run(&["a"], &[("A", "1"), ("http_proxy", "http://p")]);
+        assert_ne!(key("p", &own, &[]), without);
         assert_eq!(key("p", &step(StepKind::Config), &[]), "p");
     }
 

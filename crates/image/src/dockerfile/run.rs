@@ -45,9 +45,11 @@ impl StagePlanner<'_> {
             }
             (command, _) => self.argv(command),
         };
+        let env = self.run_env();
         Ok(RunStep {
             argv,
-            env: self.run_env(),
+            proxies: self.proxies(&env),
+            env,
             cwd: self.config.cwd().to_owned(),
             user: self.config.user.clone(),
             mounts,
@@ -55,18 +57,27 @@ impl StagePlanner<'_> {
         })
     }
 
-    /// The environment: ENV over the ARGs in scope, and over the proxies that the build was given.
+    /// The environment that the Dockerfile gives: ENV over the ARGs in scope.
     fn run_env(&self) -> Vec<(String, String)> {
         let mut env = self.config.clone();
-        let proxies = PROXY_ARGS
-            .iter()
-            .filter_map(|name| self.build_args.get_key_value(*name));
-        for (name, value) in self.args.iter().chain(proxies) {
+        for (name, value) in &self.args {
             if env.env(name).is_none() {
                 env.set_env(name, value.clone());
             }
         }
         env.env
+    }
+
+    /// The proxies that the build was given, but those that `env` has.
+    fn proxies(&self, env: &[(String, String)]) -> Vec<(String, String)> {
+        let is_set = |name: &str| env.iter().any(|(known, _)| known == name);
+        let given = PROXY_ARGS
+            .iter()
+            .filter_map(|name| self.build_args.get_key_value(*name));
+        let given = given.filter(|(name, _)| !is_set(name));
+        given
+            .map(|(name, value)| (name.clone(), value.clone()))
+            .collect()
     }
 
     fn mount(&mut self, line: usize, mount: &Mount) -> Result<RunMount, DockerfileError> {

@@ -137,7 +137,7 @@ fn show_step(step: &Step, plan: &Plan) -> String {
             format!(
                 "run {} | {} | {} | {user}{}{}",
                 words(&run.argv),
-                variables(&run.env),
+                variables(&[run.env.as_slice(), &run.proxies].concat()),
                 run.cwd,
                 if run.offline { " offline" } else { "" },
                 mounts.collect::<String>()
@@ -365,6 +365,19 @@ RUN true
             ("http_proxy", "p"),
         ],
     ));
+}
+
+#[test]
+fn a_proxy_that_the_dockerfile_sets_is_none_of_the_builds() {
+    let text = "FROM b\nENV http_proxy=own\nARG NO_PROXY\nRUN true";
+    let args = [("http_proxy", "p"), ("NO_PROXY", "n"), ("HTTPS_PROXY", "q")];
+    let plan = plan_with(text, &args).unwrap();
+    let steps = &plan.stages[0].steps;
+    let Some(StepKind::Run(run)) = steps.last().map(|step| &step.kind) else {
+        panic!("{steps:?}");
+    };
+    assert_eq!(variables(&run.env), "PATH=/bin http_proxy=own NO_PROXY=n");
+    assert_eq!(variables(&run.proxies), "HTTPS_PROXY=q");
 }
 
 #[test]

@@ -60,7 +60,7 @@ async fn run_command(
         build,
         vm,
         line,
-        env: run.env.clone(),
+        env: [run.env.as_slice(), &run.proxies].concat(),
         mounts: Vec::new(),
         trees: Vec::new(),
     };
