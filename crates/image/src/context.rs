@@ -236,10 +236,14 @@ impl Context {
         let mut folders = BTreeSet::new();
         for item in &items {
             if copy.unpack_files && self.is_archive(item)? {
-                let Node::File { bytes, .. } = item.node else {
+                let Node::File { mode, bytes } = item.node else {
                     continue;
                 };
-                archive.digest_only(&item.path, *bytes, self.open_file(&item.path)?)?;
+                if excludes.ignores(&item.name, &fuel)? {
+                    continue;
+                }
+                let file = self.open_file(&item.path)?;
+                archive.digest_only(&item.path, *mode, *bytes, file)?;
                 archives.push(item.path.clone());
                 continue;
             }

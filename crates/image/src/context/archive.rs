@@ -98,11 +98,19 @@ impl<W: Write> Archive<W> {
     pub(super) fn digest_only(
         &mut self,
         path: &str,
+        mode: u32,
         bytes: u64,
         file: impl Read,
     ) -> Result<(), ContextError> {
         self.count(bytes)?;
-        self.note(&[b"archive", path.as_bytes(), &bytes.to_be_bytes()]);
+        // What proves to be no archive is copied as the file that it is.
+        let mode = self.chmod.unwrap_or(mode);
+        self.note(&[
+            b"archive",
+            path.as_bytes(),
+            &mode.to_be_bytes(),
+            &bytes.to_be_bytes(),
+        ]);
         let mut content = Exactly {
             inner: file,
             left: bytes,

@@ -362,6 +362,16 @@ fn archives_go_by_themselves_when_they_are_to_be_unpacked() {
             (1, vec!["pack".to_owned()])
         );
         assert!(digests.insert(added.digest));
+        let excluding = CopyStep {
+            excludes: vec!["pa*".to_owned()],
+            ..add.clone()
+        };
+        assert!(context.copy_output(&excluding).unwrap().archives.is_empty());
+        // It may prove to be no archive, and is copied then.
+        let executable = fs::Permissions::from_mode(0o755);
+        fs::set_permissions(folder.path().join("pack"), executable).unwrap();
+        let context = Context::open(folder.path()).unwrap();
+        assert!(digests.insert(context.copy_output(&add).unwrap().digest));
 
         let mut sent = Vec::new();
         let spec = context.file_tar(&step(&["pack"], "/x"), "pack", &mut sent);
