@@ -1,6 +1,6 @@
 //! The build context: what COPY and ADD may read, and the tar that each of them sends.
 //!
-//! The folder is listed once, through its `.dockerignore`; sources are found in that listing, links
+//! The folder is listed once, through its `.dockerignore` or `Dockerfile.dockerignore`; sources are found in that listing, links
 //! included, so that no link ever leads the host out of the folder. Files are opened beneath the
 //! folder and without following links, whatever has happened to it since.
 
@@ -22,6 +22,9 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 use std::path::Path;
+
+/// Where the patterns of what a build does not see are: the first of them that is there, as in Docker.
+pub(crate) const IGNORE_FILES: [&str; 2] = ["Dockerfile.dockerignore", ".dockerignore"];
 
 /// An unpacked artifact, seen through its `.dockerignore`.
 #[derive(Debug)]
@@ -92,20 +95,27 @@ pub enum ContextError {
         /// The destination.
         dest: String,
     },
-    /// `.dockerignore` cannot be used.
-    #[error("line {line} of .dockerignore {problem}")]
+    /// An ignore file cannot be used.
+    #[error("line {line} of {file} {problem}")]
     Ignore {
+        /// Its name.
+        file: &'static str,
         /// Where, from 1.
         line: usize,
         /// What is wrong.
         problem: &'static str,
     },
-    /// `.dockerignore` is not text.
-    #[error(".dockerignore is not valid UTF-8")]
-    IgnoreNotText,
-    /// `.dockerignore` is too large.
-    #[error(".dockerignore is larger than {max} bytes")]
+    /// An ignore file is not text.
+    #[error("{file} is not valid UTF-8")]
+    IgnoreNotText {
+        /// Its name.
+        file: &'static str,
+    },
+    /// An ignore file is too large.
+    #[error("{file} is larger than {max} bytes")]
     IgnoreTooLarge {
+        /// Its name.
+        file: &'static str,
         /// The limit.
         max: u64,
     },
@@ -168,11 +178,7 @@ impl Context {
         let folder = rustix::fs::openat(CWD, root, flags, Mode::empty())
             .map_err(|errno| read_error("", errno.into()))?;
         let fuel = Fuel::new(limits::GLOB_STEPS_MAX);
-        let ignore = match open_beneath(&folder, ".dockerignore") {
-            Ok(file) => Ignore::read(file)?,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ignore::default(),
-            Err(error) => return Err(read_error(".dockerignore", error)),
-        };
+        let ignore = ignore(&folder)?;
         let listing = Listing::read(root, &ignore, &fuel)?;
         Ok(Self {
             root: folder,
@@ -527,6 +533,18 @@ impl Context {
             _ => ContextError::Missing { pattern },
         }
     }
+}
+
+/// What the context's ignore file says; nothing when there is none.
+fn ignore(folder: &OwnedFd) -> Result<Ignore, ContextError> {
+    for name in IGNORE_FILES {
+        match open_beneath(folder, name) {
+            Ok(file) => return Ignore::read(name, file),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(error) => return Err(read_error(name, error)),
+        }
+    }
+    Ok(Ignore::default())
 }
 
 /// Opens for reading without leaving `root` and without following any link.

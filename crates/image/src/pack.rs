@@ -4,7 +4,7 @@
 //! folder gives the same bytes: entries are in order and have no times.
 
 use crate::artifact::checked_link_target;
-use crate::context::{Context, ContextError, Node};
+use crate::context::{Context, ContextError, IGNORE_FILES, Node};
 use dormouse_core::limits;
 use std::fs::File;
 use std::io::{self, Read, Seek, Write};
@@ -69,8 +69,8 @@ pub fn pack(folder: &Path, out: impl Write + Seek) -> Result<Packed, PackError> 
         context: &context,
         packed: Packed::default(),
     };
-    // The daemon needs both, whether or not a COPY may see them.
-    for name in [".dockerignore", "Dockerfile"] {
+    // The daemon needs them, whether or not a COPY may see them.
+    for name in IGNORE_FILES.into_iter().chain(["Dockerfile"]) {
         if !context.has(name) {
             writer.hidden(name)?;
         }
@@ -113,7 +113,7 @@ impl<W: Write + Seek> Writer<'_, W> {
         }
     }
 
-    /// A file that `.dockerignore` hides from COPY, when there is one.
+    /// A file that is hidden from COPY, when there is one.
     fn hidden(&mut self, name: &str) -> Result<(), PackError> {
         match self.context.open_file(name) {
             Ok(file) => self.file(name, 0o644, file),

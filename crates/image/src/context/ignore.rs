@@ -1,4 +1,4 @@
-//! `.dockerignore`: which files a build does not see.
+//! `.dockerignore`, or `Dockerfile.dockerignore`: which files a build does not see.
 
 use super::{ContextError, read_error};
 use dormouse_core::glob::{Dialect, Fuel, Glob, OutOfFuel};
@@ -22,23 +22,25 @@ struct Rule {
 pub(super) type Matched = Vec<bool>;
 
 impl Ignore {
-    pub(super) fn read(file: impl Read) -> Result<Self, ContextError> {
+    /// Reads the rules of the ignore file called `file`.
+    pub(super) fn read(file: &'static str, content: impl Read) -> Result<Self, ContextError> {
         let max = limits::DOCKERIGNORE_BYTES_MAX;
         let mut bytes = Vec::new();
-        let read = file.take(max + 1).read_to_end(&mut bytes);
-        read.map_err(|error| read_error(".dockerignore", error))?;
+        let read = content.take(max + 1).read_to_end(&mut bytes);
+        read.map_err(|error| read_error(file, error))?;
         if bytes.len() as u64 > max {
-            return Err(ContextError::IgnoreTooLarge { max });
+            return Err(ContextError::IgnoreTooLarge { file, max });
         }
-        let text = String::from_utf8(bytes).map_err(|_| ContextError::IgnoreNotText)?;
-        Self::parse(&text)
+        let text = String::from_utf8(bytes).map_err(|_| ContextError::IgnoreNotText { file })?;
+        Self::parse(file, &text)
     }
 
-    pub(super) fn parse(text: &str) -> Result<Self, ContextError> {
+    fn parse(file: &'static str, text: &str) -> Result<Self, ContextError> {
         let text = text.strip_prefix('\u{feff}').unwrap_or(text);
         let mut rules = Vec::new();
         for (index, line) in text.lines().enumerate() {
             let bad = |problem| ContextError::Ignore {
+                file,
                 line: index + 1,
                 problem,
             };
@@ -144,7 +146,7 @@ mod tests {
 
     /// Whether the rules ignore a path, by walking down to it.
     fn ignores(rules: &str, path: &str) -> bool {
-        let ignore = Ignore::parse(rules).unwrap();
+        let ignore = Ignore::parse(".dockerignore", rules).unwrap();
         let fuel = Fuel::new(1_000_000);
         let ends = path
             .match_indices('/')
@@ -208,18 +210,19 @@ mod tests {
 
     #[test]
     fn a_bad_rule_is_refused_by_its_line() {
-        let error = Ignore::parse("ok\n!\n").unwrap_err();
+        let name = "Dockerfile.dockerignore";
+        let error = Ignore::parse(name, "ok\n!\n").unwrap_err();
         assert_eq!(
             error.to_string(),
-            "line 2 of .dockerignore has a `!` without a pattern"
+            "line 2 of Dockerfile.dockerignore has a `!` without a pattern"
         );
-        assert!(Ignore::parse("[x").is_err());
+        assert!(Ignore::parse(name, "[x").is_err());
         assert!(matches!(
-            Ignore::read(&b"\xff"[..]),
-            Err(ContextError::IgnoreNotText)
+            Ignore::read(name, &b"\xff"[..]),
+            Err(ContextError::IgnoreNotText { .. })
         ));
         let max = limits::DOCKERIGNORE_BYTES_MAX;
-        let large = Ignore::read(std::io::repeat(b'x').take(max + 1));
+        let large = Ignore::read(name, std::io::repeat(b'x').take(max + 1));
         assert!(matches!(large, Err(ContextError::IgnoreTooLarge { .. })));
     }
 }

@@ -296,6 +296,18 @@ fn dockerignore_hides_files_but_not_from_the_build() {
 }
 
 #[test]
+fn an_ignore_file_of_the_dockerfile_itself_takes_precedence() {
+    let files = [
+        (".dockerignore", "a"),
+        ("Dockerfile.dockerignore", "b"),
+        ("a", ""),
+        ("b", ""),
+    ];
+    let (_folder, context) = context(&files);
+    assert!(context.has("a") && !context.has("b"));
+}
+
+#[test]
 fn an_exception_keeps_the_folders_above_it() {
     let files = [
         (".dockerignore", "a\n!a/b/c"),
