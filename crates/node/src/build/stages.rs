@@ -11,6 +11,7 @@ use super::{BuildError, BuildJob, Prepared, blocking, copying, disks, steps};
 use crate::layers::Layers;
 use crate::layout::BuildDir;
 use crate::lifecycle::Host;
+use dormouse_core::limits;
 use dormouse_image::{Base, MountKind, Source, Stage, Step, StepKind, layer};
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -192,13 +193,32 @@ async fn build_stage(
     outlook: Outlook,
     finished: &[Option<PathBuf>],
 ) -> Result<Option<PathBuf>, BuildError> {
+    let mut vm = None;
+    let carried_out = carry_out(build, stage, outlook, finished, &mut vm).await;
+    // However it went: while the machine lives it writes to the account's cache, which is let go of with it.
+    let ended = match vm {
+        Some(vm) => vm.end().await,
+        None => Ok(()),
+    };
+    let disk = carried_out?;
+    ended?;
+    Ok(disk)
+}
+
+/// Carries out the steps in a machine that is left in `vm`.
+async fn carry_out(
+    build: Build<'_>,
+    stage: &Stage,
+    outlook: Outlook,
+    finished: &[Option<PathBuf>],
+    vm: &mut Option<BuildVm>,
+) -> Result<Option<PathBuf>, BuildError> {
     let of = stage.steps.len();
     let name = (build.prepared.plan.stages.len() > 1).then_some(stage.name.as_str());
     let mut disk = outlook.disk.or_else(|| match stage.base {
         Base::Stage(from) => finished[from].clone(),
         Base::Image(_) | Base::Scratch => None,
     });
-    let mut vm: Option<BuildVm> = None;
     for (at, step) in stage.steps.iter().enumerate() {
         let step_log = build.log.step(name, at + 1, of, &step.text);
         if step.kind == StepKind::Config {
@@ -209,30 +229,24 @@ async fn build_stage(
             step_log.cached();
             continue;
         }
-        let running = match vm.take() {
+        let running = match vm {
             Some(running) => running,
             None => {
                 let from = disk.as_ref().ok_or(BuildError::Stopped)?;
                 let disks = attached(build, &stage.steps[at..], finished).await?;
-                vm::boot(build, from, disks).await?
+                let started = vm.insert(vm::start(build, from, disks).await?);
+                started.guest().hello(limits::BOOT_TIMEOUT).await?;
+                started
             }
         };
-        let running = vm.insert(running);
-        let carried_out = match &step.kind {
+        match &step.kind {
             StepKind::Copy(copy) => {
-                let copied = copying::run(build, running, copy, step.line).await;
-                copied.map(|()| step_log.done())
+                copying::run(build, running, copy, step.line).await?;
+                step_log.done();
             }
-            _ => steps::run(build, running, step, step_log).await,
-        };
-        if let Err(error) = carried_out {
-            running.discard().await?;
-            return Err(error);
+            _ => steps::run(build, running, step, step_log).await?,
         }
         disk = Some(running.seal(build.layers, &outlook.keys[at + 1]).await?);
-    }
-    if let Some(vm) = vm {
-        vm.end().await?;
     }
     Ok(disk)
 }

@@ -59,8 +59,8 @@ pub(super) struct BuildVm {
     disks: Disks,
 }
 
-/// Boots a machine from `root`, which stays as it is.
-pub(super) async fn boot(
+/// Starts a machine from `root`, which stays as it is.
+pub(super) async fn start(
     build: Build<'_>,
     root: &Path,
     disks: Disks,
@@ -80,7 +80,6 @@ pub(super) async fn boot(
         disks: disks.attached(),
     };
     let machine = build.host.vmm.boot(&spec).await?;
-    Guest::new(&*machine).hello(limits::BOOT_TIMEOUT).await?;
     Ok(BuildVm {
         machine,
         layer,
@@ -112,15 +111,10 @@ impl BuildVm {
         Ok(done.path)
     }
 
-    /// Deletes the layer of a step that failed.
-    pub(super) async fn discard(&self) -> Result<(), BuildError> {
-        remove(&self.layer.path).await
-    }
-
-    /// Ends the machine after its last step.
+    /// Ends the machine after its last step, or after one that failed. Only then may others have its caches.
     pub(super) async fn end(self) -> Result<(), BuildError> {
         self.machine.kill().await?;
-        // Nothing was written to the layer after the last step.
+        // Nothing that is wanted was written to the layer after the last step that succeeded.
         remove(&self.layer.path).await
     }
 }
