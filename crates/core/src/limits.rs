@@ -37,7 +37,11 @@ pub const BUILD_SOURCES_MAX: usize = 12;
 pub const DOCKERFILE_EXPANDED_BYTES_MAX: usize = 16 << 20;
 /// Most bytes of environment, build arguments, labels and ports of one image.
 pub const IMAGE_CONFIG_BYTES_MAX: usize = 128 << 10;
-/// Largest `.dockerignore`, in bytes.
+/// Most characters of an instruction, or of the command that it runs, that logs and reasons show.
+pub const INSTRUCTION_SHOWN_CHARS_MAX: usize = 500;
+/// Most characters that a build's `stateReason` tells of the cause.
+pub const STATE_REASON_CHARS_MAX: usize = 4096;
+/// Largest `.dockerignore` or `Dockerfile.dockerignore`, in bytes.
 pub const DOCKERIGNORE_BYTES_MAX: u64 = 256 << 10;
 /// Steps that matching path patterns against a build context may take.
 pub const GLOB_STEPS_MAX: u64 = 1 << 31;

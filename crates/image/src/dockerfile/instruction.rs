@@ -7,6 +7,7 @@ use super::lexer::{HereDoc, Line};
 use super::mount::Mount;
 use super::{DockerfileError, invalid, unsupported};
 use crate::config::Healthcheck;
+use dormouse_core::limits;
 
 /// An instruction, known to be supported as far as it can be told without its variables.
 #[derive(Debug, Clone)]
@@ -107,9 +108,11 @@ impl Instruction {
 
 /// The text for logs: one space where there were several, and not too long.
 fn display(text: &str) -> String {
-    const CHARS_MAX: usize = 500;
     let mut words = text.split_whitespace().collect::<Vec<_>>().join(" ");
-    if let Some((cut, _)) = words.char_indices().nth(CHARS_MAX) {
+    if let Some((cut, _)) = words
+        .char_indices()
+        .nth(limits::INSTRUCTION_SHOWN_CHARS_MAX)
+    {
         words.truncate(cut);
         words.push('…');
     }

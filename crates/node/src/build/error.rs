@@ -4,7 +4,7 @@ use super::fetch::FetchError;
 use crate::guest::GuestError;
 use crate::lifecycle::LifecycleError;
 use crate::vmm::VmmError;
-use dormouse_core::chain;
+use dormouse_core::{chain, limits};
 use dormouse_image::{ArtifactError, ContextError, DockerfileError};
 use http::StatusCode;
 
@@ -205,10 +205,46 @@ impl BuildError {
             error if error.code() == "CONTAINER_BUILD_FAILED" => {
                 format!(
                     "CONTAINER_BUILD_FAILED: The container image build failed. {}",
-                    chain(error)
+                    chain_shown(error)
                 )
             }
-            error => format!("{}: {}", error.code(), chain(error)),
+            error => format!("{}: {}", error.code(), chain_shown(error)),
         }
+    }
+}
+
+/// The chain of an error, whose texts may be of a Dockerfile or of a guest.
+fn chain_shown(error: &BuildError) -> String {
+    shown(chain(error), limits::STATE_REASON_CHARS_MAX)
+}
+
+/// What is shown of a text that may be of any length.
+pub(super) fn shown(mut text: String, chars_max: usize) -> String {
+    if let Some((cut, _)) = text.char_indices().nth(chars_max) {
+        text.truncate(cut);
+        text.push('…');
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reason_is_short_however_long_the_dockerfile_is() {
+        let long = "x".repeat(1 << 20);
+        let command = shown(long.clone(), limits::INSTRUCTION_SHOWN_CHARS_MAX);
+        let (line, code) = (1, 3);
+        let reason = BuildError::StepFailed {
+            line,
+            command,
+            code,
+        };
+        let reason = reason.state_reason();
+        assert!(reason.ends_with("x…\" did not complete successfully: exit code: 3"));
+        let problem = long;
+        let reason = BuildError::Refused { line, problem }.state_reason();
+        assert!(reason.chars().count() < limits::STATE_REASON_CHARS_MAX + 100);
     }
 }

@@ -1,5 +1,6 @@
 //! The steps that are not copies: a command, or a folder.
 
+use super::error::shown;
 use super::log::StepLog;
 use super::stages::Build;
 use super::vm::BuildVm;
@@ -83,7 +84,7 @@ async fn run_command(
     };
     let exit = guest.exec(&spec, |output| log.output(&output)).await;
     let exit = exit.map_err(BuildError::in_guest(line))?;
-    let command = run.argv.join(" ");
+    let command = shown(run.argv.join(" "), limits::INSTRUCTION_SHOWN_CHARS_MAX);
     if exit.timed_out {
         let limit_s = limits::BUILD_STEP_TIMEOUT_S;
         return Err(BuildError::StepTimedOut {
