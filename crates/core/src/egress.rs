@@ -3,6 +3,23 @@
 use crate::cidr::Cidr;
 use serde::{Deserialize, Serialize};
 
+/// What is not the internet, on any host. The documentation ranges (TEST-NET) are not in it: test networks use
+/// them as if they were public.
+pub const NOT_PUBLIC: [Cidr; 12] = [
+    Cidr::literal([0, 0, 0, 0], 8),        // this network
+    Cidr::literal([10, 0, 0, 0], 8),       // private
+    Cidr::literal([100, 64, 0, 0], 10),    // carrier-grade NAT
+    Cidr::literal([127, 0, 0, 0], 8),      // loopback
+    Cidr::literal([168, 63, 129, 16], 32), // Azure's own service for its machines
+    Cidr::literal([169, 254, 0, 0], 16),   // link-local, with the metadata services of clouds
+    Cidr::literal([172, 16, 0, 0], 12),    // private
+    Cidr::literal([192, 0, 0, 0], 24), // protocol assignments, with a metadata service of Oracle's
+    Cidr::literal([192, 168, 0, 0], 16), // private
+    Cidr::literal([198, 18, 0, 0], 15), // benchmarks: the links of slots
+    Cidr::literal([224, 0, 0, 0], 4),  // multicast
+    Cidr::literal([240, 0, 0, 0], 4),  // reserved and broadcast
+];
+
 /// Where a MicroVM may open connections to.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Egress {

@@ -7,7 +7,8 @@
 //! into memory, panics on a token that is no header value, and sends credentials wherever a registry points it.
 //!
 //! Of a registry nothing is believed: documents and layers are bounded and checked against their digests, a token
-//! server is asked only over TLS or where plain HTTP is allowed, a redirect never leads from TLS to plain HTTP.
+//! server is asked only over TLS or where plain HTTP is allowed, a redirect never leads from TLS to plain HTTP, and
+//! none of them leads to this host or a private network that the configuration does not name.
 
 mod challenge;
 mod credentials;
@@ -18,6 +19,7 @@ mod http;
 mod layout;
 mod progress;
 mod pull;
+mod reach;
 pub(crate) mod reference;
 mod token;
 
@@ -40,6 +42,9 @@ pub struct RegistryConfig {
     pub mirrors: BTreeMap<String, Vec<Mirror>>,
     /// Hosts, with their port where they have one, that are spoken to over plain HTTP. Loopback always is.
     pub plain_http: BTreeSet<String>,
+    /// Hosts, with their port where they have one, that may have addresses of this host or of a private network, as
+    /// those may that are named elsewhere here.
+    pub private: BTreeSet<String>,
     /// Who we are at a registry, by its host name.
     pub credentials: BTreeMap<String, Credentials>,
     /// A `config.json` as `docker login` writes it, for registries without credentials above.

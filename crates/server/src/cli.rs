@@ -205,7 +205,8 @@ fn image(config: &Config, command: &ImageCommand) -> Result<()> {
             print(&format!("{}  {}\n", image.reference, image.digest))
         }
         ImageCommand::Pull { reference } => {
-            let bases = config.base_images.images(images);
+            let bases = config.base_images.clone().asked_for(reference);
+            let bases = bases.images(images);
             let progress = |line: &str| drop(writeln!(io::stderr(), "{line}"));
             let pulled = async { Ok(bases.resolve(reference, &progress).await?) };
             let image = block_on(pulled)?;

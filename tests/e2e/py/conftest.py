@@ -68,7 +68,7 @@ def home(disk):
 # The one size that has limits, and how much of it may be in flight.
 LIMITED_MIB = 1024
 LIMITED_IN_FLIGHT = 4
-# For test_connectors: the network of test_isolation, which is closed to everybody else. For test_limits: one size with
+# For test_oci: where its registry is. For test_connectors: the network of test_isolation, which is closed to everybody else. For test_limits: one size with
 # limits, and none for all other tests.
 CONFIG = f"""
 metrics_addr = "127.0.0.1:{{metrics_port}}"
@@ -76,6 +76,8 @@ metrics_addr = "127.0.0.1:{{metrics_port}}"
 plain_addr = "127.0.0.1:{{plain_port}}"
 [connect]
 addr = "127.0.0.1:{{connect_port}}"
+[registry]
+private = ["127.0.0.1:{{registry_port}}"]
 [network.subnets]
 subnet-lan = ["192.168.213.0/24"]
 [limits]
@@ -95,10 +97,11 @@ def daemon(home):
     log = CACHE / "e2e.log"
     log.unlink(missing_ok=True)
     config = home / "daemon.toml"
-    ports = {name: free_port() for name in ("metrics_port", "plain_port", "connect_port")}
+    ports = {name: free_port() for name in ("metrics_port", "plain_port", "connect_port", "registry_port")}
     config.write_text(CONFIG.format(**ports))
     daemon = Daemon(home / "data", log, options=["--config", str(config), "--accel", ACCEL, "--log-format", "json"])
     daemon.metrics_port, daemon.plain_port = ports["metrics_port"], ports["plain_port"]
+    daemon.registry_port = ports["registry_port"]
     namespaces = network_namespaces()
     daemon.start()
     own_namespaces = network_namespaces() - namespaces

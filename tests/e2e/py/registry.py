@@ -15,7 +15,6 @@ import time
 import urllib.error
 import urllib.request
 
-from harness.daemon import free_port
 from harness.polling import until
 
 OCI = "application/vnd.oci.image"
@@ -76,8 +75,8 @@ def index(images):
 class Registry:
     """A registry process, with what tests push to it."""
 
-    def __init__(self, folder):
-        self.port = free_port()
+    def __init__(self, folder, port):
+        self.port = port
         self.address = f"127.0.0.1:{self.port}"
         config = folder / "registry.yml"
         config.write_text(

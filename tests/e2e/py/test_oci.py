@@ -31,8 +31,8 @@ http.server.HTTPServer(("", 8080), Handler).serve_forever()
 
 
 @pytest.fixture(scope="module")
-def registry(tmp_path_factory):
-    registry = Registry(tmp_path_factory.mktemp("registry"))
+def registry(daemon, tmp_path_factory):
+    registry = Registry(tmp_path_factory.mktemp("registry"), daemon.registry_port)
     yield registry
     registry.stop()
 

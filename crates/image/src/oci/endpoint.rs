@@ -42,6 +42,11 @@ impl FromStr for Mirror {
 }
 
 impl Mirror {
+    /// Its host, with its port where it has one.
+    pub(super) fn authority(&self) -> String {
+        authority(&self.0)
+    }
+
     /// Whether it is spoken to over plain HTTP although its host may not be.
     #[must_use]
     pub fn is_forbidden_plain(&self, plain_http: &BTreeSet<String>) -> bool {
@@ -77,7 +82,7 @@ pub(super) fn endpoints(config: &RegistryConfig, reference: &ImageRef) -> Vec<En
         .filter(|mirror| !mirror.is_forbidden_plain(&config.plain_http))
         .map(|mirror| Endpoint {
             base: mirror.0.as_str().trim_end_matches('/').to_owned(),
-            account: authority(&mirror.0),
+            account: mirror.authority(),
         })
         .collect();
     let host = match reference.host() {

@@ -1,11 +1,12 @@
 //! Requests to registries: bounded, timed, and tried again where that can help.
 
 use super::RegistryConfig;
-use super::endpoint::{authority, may_be_plain};
+use super::endpoint::{authority, is_loopback, may_be_plain};
 use super::progress::Progress;
+use super::reach::{self, NotPublic, PublicResolver};
 use dormouse_core::limits;
-use reqwest::header::{HeaderMap, HeaderValue, RETRY_AFTER};
-use reqwest::redirect::{Attempt, Policy};
+use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderValue, LOCATION, RETRY_AFTER};
+use reqwest::redirect::Policy;
 use reqwest::{Client, Method, Response, StatusCode, Url};
 use rustls::RootCertStore;
 use rustls::pki_types::CertificateDer;
@@ -63,6 +64,22 @@ pub enum HttpError {
         /// Its address.
         server: String,
     },
+    /// A Dockerfile or a registry leads to where only the operator may.
+    #[error(
+        "{server} is this host or in a private network: list its host in registry.private if images may come from it"
+    )]
+    Private {
+        /// Its address.
+        server: String,
+    },
+    /// A redirect is not followed.
+    #[error("{server} redirects {problem}")]
+    Redirect {
+        /// Its address.
+        server: String,
+        /// What is wrong with it.
+        problem: &'static str,
+    },
     /// An address is none.
     #[error("the registry names an address that is none")]
     Address,
@@ -81,10 +98,14 @@ pub(super) struct Question {
 /// The clients of all registries.
 #[derive(Debug)]
 pub(super) struct Http {
-    /// Through the proxy of the environment, where it names one.
-    proxied: Client,
+    /// Reaches public addresses only. Through the proxy of the environment, where it names one.
+    public: Client,
+    /// Reaches any, the same way.
+    any: Client,
     /// For this machine.
     direct: Client,
+    /// The hosts that may have any address.
+    named: BTreeSet<String>,
     plain_http: BTreeSet<String>,
 }
 
@@ -93,10 +114,9 @@ impl Http {
     pub(super) fn new(config: &RegistryConfig) -> Result<Self, HttpError> {
         let tls = tls(config)?;
         let client = |builder: reqwest::ClientBuilder| {
-            let plain = config.plain_http.clone();
             let builder = builder
                 .tls_backend_preconfigured(tls.clone())
-                .redirect(Policy::custom(move |attempt| redirect(attempt, &plain)))
+                .redirect(Policy::none())
                 .connect_timeout(limits::REGISTRY_CONNECT_TIMEOUT)
                 .read_timeout(limits::REGISTRY_READ_TIMEOUT)
                 .http1_only()
@@ -106,8 +126,10 @@ impl Http {
                 .map_err(|error| HttpError::Setup(cause(&error)))
         };
         Ok(Self {
-            proxied: client(Client::builder())?,
+            public: client(Client::builder().dns_resolver(PublicResolver::new()))?,
+            any: client(Client::builder())?,
             direct: client(Client::builder().no_proxy())?,
+            named: reach::named(config),
             plain_http: config.plain_http.clone(),
         })
     }
@@ -119,10 +141,10 @@ impl Http {
         progress: &dyn Progress,
     ) -> Result<Response, HttpError> {
         let url = Url::parse(&question.url).map_err(|_| HttpError::Address)?;
-        let server = format!("{}://{}", url.scheme(), authority(&url));
         if url.scheme() != "https"
             && !(url.scheme() == "http" && may_be_plain(&url, &self.plain_http))
         {
+            let server = server(&url);
             return Err(HttpError::Plain { server });
         }
         let mut attempt = 1;
@@ -131,25 +153,12 @@ impl Http {
                 Ok(response) if is_passing(response.status()) => {
                     let status = response.status();
                     let wanted = retry_after(response.headers());
-                    (
-                        HttpError::Busy {
-                            server: server.clone(),
-                            status,
-                        },
-                        wanted,
-                    )
+                    let server = server(response.url());
+                    (HttpError::Busy { server, status }, wanted)
                 }
                 Ok(response) => return Ok(response),
-                Err(error) => {
-                    let problem = cause(&error);
-                    (
-                        HttpError::Unreachable {
-                            server: server.clone(),
-                            problem,
-                        },
-                        None,
-                    )
-                }
+                Err(error @ HttpError::Unreachable { .. }) => (error, None),
+                Err(error) => return Err(error),
             };
             // A server that is not there is not waited for as long as one that is busy.
             let attempts = match error {
@@ -171,18 +180,75 @@ impl Http {
         }
     }
 
-    async fn send(&self, url: &Url, question: &Question) -> Result<Response, reqwest::Error> {
-        let client = match super::endpoint::is_loopback(&authority(url)) {
-            true => &self.direct,
-            false => &self.proxied,
-        };
-        let mut request = client
-            .request(question.method.clone(), url.clone())
-            .headers(question.headers.clone());
-        if let Some(body) = &question.body {
-            request = request.body(body.clone());
+    /// Sends a question, and follows redirects: each address is judged like the first.
+    async fn send(&self, url: &Url, question: &Question) -> Result<Response, HttpError> {
+        let mut url = url.clone();
+        let mut headers = question.headers.clone();
+        for _ in 0..=limits::REGISTRY_REDIRECTS_MAX {
+            let response = self.send_to(&url, question, &headers).await?;
+            let next = match location(&url, &response) {
+                // What is posted is a secret of ours, for nobody else.
+                Some(next) if question.method != Method::POST => next?,
+                _ => return Ok(response),
+            };
+            self.check_redirect(&url, &next)?;
+            if server(&url) != server(&next) {
+                headers.remove(AUTHORIZATION);
+            }
+            url = next;
         }
-        request.send().await
+        let (server, problem) = (server(&url), "too often");
+        Err(HttpError::Redirect { server, problem })
+    }
+
+    async fn send_to(
+        &self,
+        url: &Url,
+        question: &Question,
+        headers: &HeaderMap,
+    ) -> Result<Response, HttpError> {
+        let request = self
+            .client(url)?
+            .request(question.method.clone(), url.clone())
+            .headers(headers.clone());
+        let request = match &question.body {
+            Some(body) => request.body(body.clone()),
+            None => request,
+        };
+        request.send().await.map_err(|error| {
+            let (server, problem) = (server(url), cause(&error));
+            match is_not_public(&error) {
+                true => HttpError::Private { server },
+                false => HttpError::Unreachable { server, problem },
+            }
+        })
+    }
+
+    /// The client that may go where this address leads.
+    fn client(&self, url: &Url) -> Result<&Client, HttpError> {
+        let authority = authority(url);
+        match self.named.contains(&authority) {
+            true if is_loopback(&authority) => Ok(&self.direct),
+            true => Ok(&self.any),
+            false if reach::is_private(&authority) => {
+                let server = server(url);
+                Err(HttpError::Private { server })
+            }
+            false => Ok(&self.public),
+        }
+    }
+
+    /// From TLS never to plain HTTP, and over plain HTTP only to where it is allowed.
+    fn check_redirect(&self, from: &Url, to: &Url) -> Result<(), HttpError> {
+        let allowed = match to.scheme() {
+            "https" => true,
+            "http" => from.scheme() == "http" && may_be_plain(to, &self.plain_http),
+            _ => false,
+        };
+        let (server, problem) = (server(from), "to plain HTTP");
+        allowed
+            .then_some(())
+            .ok_or(HttpError::Redirect { server, problem })
     }
 }
 
@@ -229,6 +295,17 @@ pub(super) fn cause(error: &reqwest::Error) -> String {
     text.chars().filter(|c| !c.is_control()).take(300).collect()
 }
 
+fn is_not_public(error: &reqwest::Error) -> bool {
+    let mut source = std::error::Error::source(error);
+    while let Some(error) = source {
+        if error.is::<NotPublic>() {
+            return true;
+        }
+        source = error.source();
+    }
+    false
+}
+
 fn is_passing(status: StatusCode) -> bool {
     matches!(
         status,
@@ -248,24 +325,24 @@ fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     text.trim().parse().ok().map(Duration::from_secs)
 }
 
-/// From TLS never to plain HTTP, and over plain HTTP only to where it is allowed.
-fn redirect(attempt: Attempt<'_>, plain_http: &BTreeSet<String>) -> reqwest::redirect::Action {
-    let from_plain = attempt
-        .previous()
-        .last()
-        .is_some_and(|url| url.scheme() == "http");
-    let allowed = match attempt.url().scheme() {
-        "https" => true,
-        "http" => from_plain && may_be_plain(attempt.url(), plain_http),
-        _ => false,
-    };
-    if !allowed {
-        return attempt.error("a redirect to plain HTTP");
-    }
-    if attempt.previous().len() > limits::REGISTRY_REDIRECTS_MAX {
-        return attempt.error("too many redirects");
-    }
-    attempt.follow()
+/// Where an answer sends us on to.
+fn location(from: &Url, response: &Response) -> Option<Result<Url, HttpError>> {
+    let is_redirect = matches!(
+        response.status(),
+        StatusCode::MOVED_PERMANENTLY
+            | StatusCode::FOUND
+            | StatusCode::SEE_OTHER
+            | StatusCode::TEMPORARY_REDIRECT
+            | StatusCode::PERMANENT_REDIRECT
+    );
+    let location = response.headers().get(LOCATION).filter(|_| is_redirect)?;
+    let url = location.to_str().ok().and_then(|text| from.join(text).ok());
+    Some(url.ok_or(HttpError::Address))
+}
+
+/// Scheme, host and port, for people.
+fn server(url: &Url) -> String {
+    format!("{}://{}", url.scheme(), authority(url))
 }
 
 fn tls(config: &RegistryConfig) -> Result<rustls::ClientConfig, HttpError> {
@@ -296,4 +373,90 @@ fn tls(config: &RegistryConfig) -> Result<rustls::ClientConfig, HttpError> {
         .with_safe_default_protocol_versions()
         .map_err(|error| HttpError::Setup(error.to_string()))?;
     Ok(builder.with_root_certificates(roots).with_no_client_auth())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{Read, Write};
+    use std::net::TcpListener;
+
+    /// A server on loopback that gives these answers, one to a connection; its authority.
+    fn server_of(answers: Vec<String>) -> String {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let authority = listener.local_addr().unwrap().to_string();
+        std::thread::spawn(move || {
+            for answer in answers {
+                let (mut stream, _) = listener.accept().unwrap();
+                let mut head = Vec::new();
+                while !head.ends_with(b"\r\n\r\n") {
+                    let mut byte = [0];
+                    stream.read_exact(&mut byte).unwrap();
+                    head.push(byte[0]);
+                }
+                stream.write_all(answer.as_bytes()).unwrap();
+            }
+        });
+        authority
+    }
+
+    fn redirect(to: &str) -> String {
+        format!(
+            "HTTP/1.1 307 Moved\r\nLocation: {to}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+        )
+    }
+
+    async fn ask(named: &[&str], url: &str) -> Result<StatusCode, HttpError> {
+        let config = RegistryConfig {
+            private: named.iter().map(|name| (*name).to_owned()).collect(),
+            ..RegistryConfig::default()
+        };
+        let question = Question {
+            method: Method::GET,
+            url: url.to_owned(),
+            headers: HeaderMap::new(),
+            body: None,
+        };
+        let progress = |_: &str| {};
+        let answer = Http::new(&config).unwrap().ask(&question, &progress).await;
+        answer.map(|response| response.status())
+    }
+
+    fn is_private(result: &Result<StatusCode, HttpError>, authority: &str) -> bool {
+        matches!(result, Err(HttpError::Private { server }) if server.ends_with(authority))
+    }
+
+    #[tokio::test]
+    async fn only_what_the_configuration_names_is_reached_on_this_host() {
+        let found = "HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+        let other = server_of(vec![found.to_owned()]);
+        let to_other = redirect(&format!("http://{other}/"));
+        let first = server_of(vec![to_other.clone(), to_other]);
+        let url = format!("http://{first}/v2/");
+        assert!(is_private(&ask(&[], &url).await, &first));
+        assert!(is_private(&ask(&[&first], &url).await, &other));
+        let reached = ask(&[&first, &other], &url).await;
+        assert_eq!(reached.unwrap(), StatusCode::OK);
+        for url in ["https://localhost/v2/", "https://169.254.169.254/v2/"] {
+            let refused = ask(&[], url).await;
+            assert!(matches!(refused, Err(HttpError::Private { .. })), "{url}");
+        }
+    }
+
+    #[tokio::test]
+    async fn redirects_end() {
+        let circle = vec![redirect("/again"); limits::REGISTRY_REDIRECTS_MAX + 1];
+        let server = server_of(circle);
+        let result = ask(&[&server], &format!("http://{server}/")).await;
+        assert!(
+            matches!(result, Err(HttpError::Redirect { .. })),
+            "{result:?}"
+        );
+        let server = server_of(vec![redirect("ftp://example.com/")]);
+        let result = ask(&[&server], &format!("http://{server}/")).await;
+        assert!(
+            matches!(result, Err(HttpError::Redirect { .. })),
+            "{result:?}"
+        );
+    }
 }

@@ -23,6 +23,14 @@ pub(crate) struct BaseImageConfig {
 }
 
 impl BaseImageConfig {
+    /// With the registry of this image among the hosts that may be private: whoever asks for it on the command line
+    /// may reach whatever the host can.
+    pub(crate) fn asked_for(mut self, reference: &str) -> Self {
+        let host = ImageRef::parse(reference).map(|reference| reference.host().to_owned());
+        self.registry.private.extend(host);
+        self
+    }
+
     /// Images of `store`, and those that registries have.
     pub(crate) fn images(&self, store: LocalImages) -> BaseImages {
         let disk_bytes = limits::disk_bytes(limits::MEMORY_DEFAULT_MIB);
@@ -37,6 +45,7 @@ impl BaseImageConfig {
 pub(super) struct RawRegistry {
     mirrors: BTreeMap<String, Vec<String>>,
     plain_http: Vec<String>,
+    private: Vec<String>,
     docker_config: Option<PathBuf>,
     aliases: BTreeMap<String, String>,
     fallbacks: BTreeMap<String, String>,
@@ -57,8 +66,10 @@ pub(super) fn registry(
     extra_ca_file: Option<&Path>,
 ) -> Result<BaseImageConfig, ConfigError> {
     let plain_http: BTreeSet<String> = raw.plain_http.into_iter().collect();
+    let private: BTreeSet<String> = raw.private.into_iter().collect();
     for host in plain_http
         .iter()
+        .chain(&private)
         .chain(raw.mirrors.keys())
         .chain(raw.hosts.keys())
     {
@@ -99,6 +110,7 @@ pub(super) fn registry(
         registry: RegistryConfig {
             mirrors,
             plain_http,
+            private,
             credentials: credentials.collect(),
             docker_config: raw.docker_config,
             extra_ca_file: extra_ca_file.map(Path::to_owned),
@@ -159,6 +171,7 @@ mod tests {
         let found = parse(
             r#"
             plain_http = ["registry.lan:5000"]
+            private = ["10.0.0.7:5000"]
             mirrors = { "docker.io" = ["http://127.0.0.1:5000", "http://registry.lan:5000/hub"] }
             aliases = { "debian:12" = "localhost/debian:12" }
             ["ghcr.io"]
@@ -168,6 +181,7 @@ mod tests {
         )
         .unwrap();
         assert_eq!(found.registry.mirrors["docker.io"].len(), 2);
+        assert!(found.registry.private.contains("10.0.0.7:5000"));
         assert_eq!(found.registry.credentials["ghcr.io"].username, "me");
         assert_eq!(
             found.aliases.always["docker.io/library/debian:12"],
@@ -197,6 +211,7 @@ mod tests {
             ("[typo]\nusername = \"a\"\npassword_file = \"b\"", "typo"),
             ("[\"ghcr.io\"]\nusername = \"a\"\npassword = \"b\"", ""),
             ("plain_http = [\"http://x\"]", "host name"),
+            ("private = [\"10.0.0.0/8\"]", "host name"),
             (
                 "aliases = { \"A\" = \"localhost/debian:12\" }",
                 "registry.aliases",
