@@ -319,6 +319,8 @@ pub const BUILD_SECRET_BYTES_MAX: usize = 500 << 10;
 pub const CACHE_DISK_SHARE: u64 = 5;
 /// The build cache is looked over this often, besides after each build.
 pub const CACHE_SWEEP_INTERVAL: Duration = Duration::from_secs(3600);
+/// A pulled base image that nothing lies over is kept for this long after a build has last used it.
+pub const BASE_IMAGE_KEEP: Duration = Duration::from_secs(30 * 24 * 3600);
 /// `dormouse system prune` spares layers that a build has used within this, unless it is told otherwise.
 pub const CACHE_PRUNE_AGE: Duration = Duration::from_secs(7 * 24 * 3600);
 /// Longest that one request for a build's log waits for more of it.

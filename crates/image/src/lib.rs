@@ -30,6 +30,6 @@ pub use dockerfile::{
     Base, BaseReference, CopySource, CopyStep, DockerfileError, FileOwner, MountKind, Plan,
     RunMount, RunStep, Source, Stage, Step, StepKind, plan, references,
 };
-pub use local::{LocalImage, LocalImageError, LocalImages, Origin, StoredDisk};
+pub use local::{IdleDisk, LocalImage, LocalImageError, LocalImages, Origin};
 pub use pack::{PackError, Packed, pack};
 pub use rootfs::RootfsError;

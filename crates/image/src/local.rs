@@ -8,7 +8,8 @@
 //! DIR/importing/                            work in progress; whatever is here without the lock is stale
 //! DIR/lock                                  held by the one import that runs
 //! ```
-//! A disk is kept when its reference moves on, because snapshots and cached layers may lie over it.
+//! A disk is kept when its reference moves on, because snapshots and cached layers may lie over it. Its time of
+//! modification is when a build last used it: [`LocalImages::remove_idle`] takes what was pulled and is idle.
 
 mod disk;
 mod record;
@@ -41,7 +42,7 @@ pub struct LocalImages {
 pub struct LocalImage {
     /// Its canonical reference, as in `localhost/debian:12`.
     pub reference: String,
-    /// Raw, sparse ext4 disk. Never written once it is here.
+    /// Raw, sparse ext4 disk. Its content is never written once it is here.
     pub disk: PathBuf,
     /// `sha256:` and a hex digest: equal digests, equal content. Of a pulled image that of its manifest; of an
     /// imported one that of its configuration, or that of its tar and the disk's size.
@@ -66,17 +67,15 @@ pub enum Origin {
     },
 }
 
-/// A disk of the store, whether a reference names it or not.
+/// A disk that no imported image has: what a registry gave can be had again.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct StoredDisk {
+pub struct IdleDisk {
     /// The disk.
     pub path: PathBuf,
     /// `sha256:` and a hex digest, as in [`LocalImage::digest`].
     pub digest: String,
     /// Bytes that it takes on the host.
     pub allocated: u64,
-    /// Whether a reference names it now. Cached layers and snapshots may lie over it all the same.
-    pub referenced: bool,
 }
 
 /// Why the store cannot answer.
@@ -144,7 +143,7 @@ impl LocalImages {
         Ok(store)
     }
 
-    /// Finds an image that was imported. A reference without a tag means `latest`.
+    /// Finds an image that was imported, to use it. A reference without a tag means `latest`.
     ///
     /// # Errors
     /// [`LocalImageError::Unknown`] when there is none, [`LocalImageError::Reference`] when the
@@ -152,15 +151,30 @@ impl LocalImages {
     pub fn resolve(&self, reference: &str) -> Result<LocalImage, LocalImageError> {
         let reference = Reference::parse(reference)?;
         let record = self.references().join(reference.file_name());
-        self.read(&reference.to_string(), &record)
+        let image = self.read(&reference.to_string(), &record)?;
+        note_use(&image.disk).map_err(io_error("find the disk", &image.disk))?;
+        Ok(image)
     }
 
-    /// Finds an image that was pulled, by its canonical reference, as in `docker.io/library/debian:12`.
+    /// Finds an image that was pulled, by its canonical reference, as in `docker.io/library/debian:12`, to use it.
     ///
     /// # Errors
     /// [`LocalImageError::Unknown`] when there is none, else the store is damaged.
     pub fn find_pulled(&self, canonical: &str) -> Result<LocalImage, LocalImageError> {
-        self.read(canonical, &self.pulled_record(canonical))
+        let path = self.pulled_record(canonical);
+        let unknown = || LocalImageError::Unknown {
+            reference: canonical.to_owned(),
+        };
+        let record = record::read(&path)?.ok_or_else(unknown)?;
+        let disk = self.disk(&record.digest);
+        // It may be deleted now, and can be pulled again.
+        match note_use(&disk) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Err(unknown()),
+            noted => {
+                noted.map_err(io_error("find the disk", &disk))?;
+                Ok(self.image(canonical, record))
+            }
+        }
     }
 
     /// Every image, by reference: those that were imported, then those that were pulled.
@@ -177,81 +191,89 @@ impl LocalImages {
         }
         images.sort_by(|a, b| a.reference.cmp(&b.reference));
         let mut pulled = Vec::new();
-        for name in file_names(&self.pulled())? {
-            let path = self.pulled().join(name);
-            let Some(reference) = record::read(&path)?.and_then(|record| record.reference) else {
-                continue;
-            };
-            pulled.push(self.read(&reference, &path)?);
+        for path in self.pulled_records()? {
+            if let Some(record) = record::read(&path)?
+                && let Some(reference) = record.reference.clone()
+            {
+                pulled.push(self.image(&reference, record));
+            }
         }
         pulled.sort_by(|a, b| a.reference.cmp(&b.reference));
         images.extend(pulled);
         Ok(images)
     }
 
-    /// Every disk, by digest.
+    /// The disks that no imported image has and no build has used since `used_before`, by digest.
     ///
     /// # Errors
     /// The store is damaged or unreadable.
-    pub fn list_disks(&self) -> Result<Vec<StoredDisk>, LocalImageError> {
-        let images = self.list()?;
-        let mut disks = Vec::new();
+    pub fn idle_disks(&self, used_before: SystemTime) -> Result<Vec<IdleDisk>, LocalImageError> {
+        let imported = self.imported_disks()?;
+        let mut idle = Vec::new();
         for name in file_names(&self.disks())? {
             let path = self.disks().join(&name);
             let Some(hex) = name.strip_suffix(DISK_EXTENSION) else {
                 continue;
             };
             let metadata = fs::metadata(&path).map_err(io_error("look at", &path))?;
-            disks.push(StoredDisk {
+            if imported.contains(&path) || !is_older(&metadata, used_before) {
+                continue;
+            }
+            idle.push(IdleDisk {
                 digest: format!("sha256:{hex}"),
                 allocated: metadata.blocks() * 512,
-                referenced: images.iter().any(|image| image.disk == path),
                 path,
             });
         }
-        disks.sort_by(|a, b| a.digest.cmp(&b.digest));
-        Ok(disks)
+        idle.sort_by(|a, b| a.digest.cmp(&b.digest));
+        Ok(idle)
     }
 
-    /// Takes a reference away, imported or pulled; its disk stays until [`Self::remove_disk`].
-    ///
-    /// # Errors
-    /// [`LocalImageError::Unknown`] when there is none, or the host cannot delete it.
-    pub fn forget(&self, image: &LocalImage) -> Result<(), LocalImageError> {
-        let _lock = self.lock()?;
-        let record = match image.origin {
-            Origin::Imported => self
-                .references()
-                .join(Reference::parse(&image.reference)?.file_name()),
-            Origin::Pulled { .. } => self.pulled_record(&image.reference),
-        };
-        match fs::remove_file(&record) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                Err(LocalImageError::Unknown {
-                    reference: image.reference.clone(),
-                })
-            }
-            removed => removed.map_err(io_error("delete", &record)),
-        }
-    }
-
-    /// Deletes a disk that no reference names. Whether anything lies over it is for the caller to know.
-    /// Answers whether it was deleted: a reference may have come to name it.
+    /// Deletes such a disk and all that names it. Whether anything lies over it is for the caller to know.
+    /// Answers false when an import or a build has come to use it.
     ///
     /// # Errors
     /// The store is damaged, or the host cannot delete it.
-    pub fn remove_disk(&self, digest: &str) -> Result<bool, LocalImageError> {
-        // An import that finds the disk in place writes its record under this lock.
+    pub fn remove_idle(
+        &self,
+        disk: &IdleDisk,
+        used_before: SystemTime,
+    ) -> Result<bool, LocalImageError> {
         let _lock = self.lock()?;
-        let path = self.disk(digest);
-        if self.list()?.iter().any(|image| image.disk == path) {
+        let path = &disk.path;
+        if self.imported_disks()?.contains(path) {
             return Ok(false);
         }
-        match fs::remove_file(&path) {
-            Ok(()) => Ok(true),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-            Err(error) => Err(io_error("delete", &path)(error)),
+        for record in self.pulled_records()? {
+            if record::read(&record)?.is_some_and(|found| found.digest == disk.digest) {
+                fs::remove_file(&record).map_err(io_error("delete", &record))?;
+            }
         }
+        // Whoever uses a disk says so before it looks whether the disk is there: here that is either seen, or the
+        // disk is not found there.
+        let aside = self.importing().join("idle");
+        fs::rename(path, &aside).map_err(io_error("move away", path))?;
+        let metadata = fs::metadata(&aside).map_err(io_error("look at", &aside))?;
+        if !is_older(&metadata, used_before) {
+            fs::rename(&aside, path).map_err(io_error("move back", path))?;
+            return Ok(false);
+        }
+        fs::remove_file(&aside).map_err(io_error("delete", &aside))?;
+        Ok(true)
+    }
+
+    fn imported_disks(&self) -> Result<Vec<PathBuf>, LocalImageError> {
+        let mut disks = Vec::new();
+        for name in file_names(&self.references())? {
+            let record = record::read(&self.references().join(name))?;
+            disks.extend(record.map(|record| self.disk(&record.digest)));
+        }
+        Ok(disks)
+    }
+
+    fn pulled_records(&self) -> Result<Vec<PathBuf>, LocalImageError> {
+        let names = file_names(&self.pulled())?.into_iter();
+        Ok(names.map(|name| self.pulled().join(name)).collect())
     }
 
     /// Makes an image from the tar of a root file system, packed or not; the reference is moved when it exists.
@@ -357,9 +379,13 @@ impl LocalImages {
         })?;
         let disk = self.disk(&record.digest);
         fs::metadata(&disk).map_err(io_error("find the disk", &disk))?;
-        Ok(LocalImage {
+        Ok(self.image(reference, record))
+    }
+
+    fn image(&self, reference: &str, record: Record) -> LocalImage {
+        LocalImage {
             reference: reference.to_owned(),
-            disk,
+            disk: self.disk(&record.digest),
             digest: record.digest,
             config: record.config,
             created_ms: record.created_ms,
@@ -367,7 +393,7 @@ impl LocalImages {
                 Some(resolved) => Origin::Pulled { resolved },
                 None => Origin::Imported,
             },
-        })
+        }
     }
 
     fn write(&self, path: &Path, record: &Record) -> Result<(), LocalImageError> {
@@ -419,6 +445,16 @@ impl LocalImages {
 }
 
 const DISK_EXTENSION: &str = ".raw";
+
+/// Marks a disk as used now, by its time of modification, and then looks whether it is there.
+fn note_use(disk: &Path) -> io::Result<()> {
+    File::open(disk)?.set_modified(SystemTime::now())?;
+    fs::metadata(disk).map(drop)
+}
+
+fn is_older(metadata: &fs::Metadata, than: SystemTime) -> bool {
+    metadata.modified().is_ok_and(|modified| modified < than)
+}
 
 fn file_names(folder: &Path) -> Result<Vec<String>, LocalImageError> {
     let failed = io_error("list the folder", folder);

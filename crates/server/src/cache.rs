@@ -1,4 +1,5 @@
-//! Keeps the build cache within its bounds: looks after each build, and every hour.
+//! Keeps the build cache within its bounds, and base images no longer than they are used: looks after each build, and
+//! every hour.
 
 use crate::config::BuildConfig;
 use dormouse_core::chain;
@@ -14,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 pub(crate) async fn run(means: Arc<Means>, config: BuildConfig, stop: CancellationToken) {
     loop {
         collect(&means, &config).await;
+        collect_bases(&means).await;
         let next = async {
             tokio::select! {
                 () = means.host.layers.released() => {}
@@ -51,5 +53,21 @@ async fn collect(means: &Means, config: &BuildConfig) {
         ),
         // What is left is taken up the next time.
         Err(error) => tracing::warn!(error = chain(&error), "build cache was not cleaned up"),
+    }
+}
+
+async fn collect_bases(means: &Means) {
+    let host = &means.host;
+    let collected = host
+        .layers
+        .collect_bases(&host.layout, limits::BASE_IMAGE_KEEP);
+    match collected.await {
+        Ok(collected) if collected.disks == 0 => {}
+        Ok(collected) => tracing::info!(
+            images = collected.disks,
+            bytes = collected.bytes,
+            "pulled base images that no build uses any more were deleted"
+        ),
+        Err(error) => tracing::warn!(error = chain(&error), "base images were not cleaned up"),
     }
 }

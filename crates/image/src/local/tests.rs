@@ -229,8 +229,8 @@ fn a_hostile_or_broken_tar_leaves_the_store_as_it_was() {
         .unwrap();
     let inside = format!("stat {}", victim.join("evil").display());
     assert!(debugfs(&image.disk, &inside).contains("Type: regular"));
-    store.forget(&image).unwrap();
-    assert!(store.remove_disk(&image.digest).unwrap());
+    fs::remove_file(folder.path().join("store/references/inside:latest.json")).unwrap();
+    fs::remove_file(&image.disk).unwrap();
     for tar in [&climbing, &text, &cut] {
         store
             .import_rootfs_tar("x", tar.path(), config(), DISK_BYTES)
@@ -257,6 +257,68 @@ fn a_hostile_or_broken_tar_leaves_the_store_as_it_was() {
         refused(1 << 20),
         RootfsError::MakeFileSystem { .. }
     ));
+}
+
+#[test]
+fn what_was_pulled_goes_once_it_is_idle() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = LocalImages::open(folder.path()).unwrap();
+    let tar = rootfs(|_| {});
+    let layer = LayerSource {
+        path: tar.path().to_owned(),
+        start: 0,
+        len: u64::MAX,
+    };
+    let image = |content: &str| NewImage {
+        digest: crate::digest::Digest::of(content.as_bytes()).to_string(),
+        layers: vec![layer.clone()],
+        diff_ids: None,
+        config: config(),
+        disk_bytes: DISK_BYTES,
+    };
+    store.add_imported("kept", image("imported")).unwrap();
+    let names = ["a.example/a:1".to_owned(), "a.example/a@x".to_owned()];
+    store.add_pulled(&names, "x", image("pulled")).unwrap();
+    let pulled = store.find_pulled(&names[0]).unwrap();
+
+    let hour = std::time::Duration::from_secs(3600);
+    let (before, after) = (SystemTime::now() - hour, SystemTime::now() + hour);
+    assert!(store.idle_disks(before).unwrap().is_empty());
+    let idle = store.idle_disks(after).unwrap();
+    assert_eq!(idle.len(), 1);
+    assert_eq!(
+        (&idle[0].path, &idle[0].digest),
+        (&pulled.disk, &pulled.digest)
+    );
+    assert!(idle[0].allocated > 0);
+    // A build has come to use it: it may lose its names, and no more.
+    assert!(!store.remove_idle(&idle[0], before).unwrap());
+    assert!(pulled.disk.exists());
+    store.add_pulled(&names, "x", image("pulled")).unwrap();
+    assert!(store.remove_idle(&idle[0], after).unwrap());
+    assert!(!pulled.disk.exists());
+    for name in &names {
+        let gone = store.find_pulled(name);
+        assert!(matches!(gone, Err(LocalImageError::Unknown { .. })));
+    }
+    assert_eq!(store.list().unwrap().len(), 1);
+    store.resolve("kept").unwrap();
+}
+
+#[test]
+fn a_use_is_noted_and_a_disk_that_went_away_is_pulled_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = LocalImages::open(folder.path()).unwrap();
+    let record =
+        r#"{"reference":"r","resolved":"x","digest":"sha256:00","created_ms":0,"config":{}}"#;
+    fs::write(store.pulled_record("r"), record).unwrap();
+    let missing = store.find_pulled("r");
+    assert!(matches!(missing, Err(LocalImageError::Unknown { .. })));
+    let disk = File::create(store.disk("sha256:00")).unwrap();
+    disk.set_modified(SystemTime::UNIX_EPOCH).unwrap();
+    store.find_pulled("r").unwrap();
+    let used = disk.metadata().unwrap().modified().unwrap();
+    assert!(used.elapsed().unwrap().as_secs() < 60);
 }
 
 #[test]

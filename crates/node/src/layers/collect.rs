@@ -2,11 +2,12 @@
 //!
 //! What goes, the least recently used first and never before what lies over it: disks that no key names,
 //! and layers beyond the given bounds. What stays whatever its age: all that a golden snapshot, a MicroVM
-//! or a build under way lies over.
+//! or a build under way lies over. Base images that were pulled go when they are idle and nothing lies over them.
 
 use super::scan::{Disk, Scan, ScanError};
 use super::{LayerCache, State};
 use crate::layout::Layout;
+use dormouse_image::{LocalImageError, LocalImages};
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fs::File;
 use std::io;
@@ -59,6 +60,9 @@ pub enum CollectError {
         #[source]
         source: io::Error,
     },
+    /// The store of base images cannot be read, or a disk of it not be deleted.
+    #[error(transparent)]
+    Images(#[from] LocalImageError),
     /// The daemon is stopping.
     #[error("the collection was given up")]
     Stopped,
@@ -76,6 +80,21 @@ impl LayerCache {
     ) -> Result<Collected, CollectError> {
         let (cache, layout) = (Arc::clone(self), layout.clone());
         tokio::task::spawn_blocking(move || cache.collect_blocking(&layout, bounds))
+            .await
+            .unwrap_or(Err(CollectError::Stopped))
+    }
+
+    /// Deletes pulled base images that no build has used for as long and nothing lies over.
+    ///
+    /// # Errors
+    /// See [`CollectError`].
+    pub async fn collect_bases(
+        self: &Arc<Self>,
+        layout: &Layout,
+        unused_for: Duration,
+    ) -> Result<Collected, CollectError> {
+        let (cache, layout) = (Arc::clone(self), layout.clone());
+        tokio::task::spawn_blocking(move || cache.collect_bases_blocking(&layout, unused_for))
             .await
             .unwrap_or(Err(CollectError::Stopped))
     }
@@ -131,6 +150,32 @@ impl LayerCache {
             queue.gone(id);
             collected.disks += 1;
             collected.bytes += disk.bytes;
+        }
+        Ok(collected)
+    }
+
+    /// No pins are needed: a build notes its use of an image before it lays anything over it, and no build takes as
+    /// long as an image is kept.
+    fn collect_bases_blocking(
+        &self,
+        layout: &Layout,
+        unused_for: Duration,
+    ) -> Result<Collected, CollectError> {
+        let mut collected = Collected::default();
+        let Some(used_before) = SystemTime::now().checked_sub(unused_for) else {
+            return Ok(collected);
+        };
+        let images = LocalImages::open(&layout.images())?;
+        let idle = images.idle_disks(used_before)?;
+        if idle.is_empty() {
+            return Ok(collected);
+        }
+        let scan = Scan::read(&self.dir, layout)?;
+        for disk in idle.iter().filter(|disk| !scan.is_lain_over(&disk.path)) {
+            if images.remove_idle(disk, used_before)? {
+                collected.disks += 1;
+                collected.bytes += disk.allocated;
+            }
         }
         Ok(collected)
     }

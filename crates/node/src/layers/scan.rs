@@ -5,6 +5,7 @@ use crate::disk;
 use crate::layout::Layout;
 use dormouse_core::limits;
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::ffi::{OsStr, OsString};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
@@ -33,6 +34,8 @@ pub(super) struct Scan {
     pub(super) unfinished_names: Vec<(Uuid, PathBuf)>,
     /// Disks that something outside the cache lies over.
     roots: HashSet<Uuid>,
+    /// Names of the files that a disk of the cache or outside of it lies over.
+    lain_over: HashSet<OsString>,
 }
 
 /// One disk of the cache.
@@ -93,7 +96,7 @@ impl Scan {
         let Some(metadata) = present(path, path.metadata())? else {
             return Ok(());
         };
-        let parent = layer_below(path, cache)?;
+        let parent = self.layer_below(path, cache)?;
         let entry = self.disks.entry(id).or_default();
         entry.bytes = disk::allocated(&metadata);
         entry.parent = parent;
@@ -134,9 +137,27 @@ impl Scan {
             if !metadata.is_file() || !is_disk {
                 continue;
             }
-            self.roots.extend(layer_below(&path, cache)?);
+            let below = self.layer_below(&path, cache)?;
+            self.roots.extend(below);
         }
         Ok(())
+    }
+
+    /// The layer of the cache that a disk lies over, if it is one; what it lies over is noted, whatever it is.
+    fn layer_below(&mut self, path: &Path, cache: &Path) -> Result<Option<Uuid>, ScanError> {
+        let Some(below) = backing(path)? else {
+            return Ok(None);
+        };
+        self.lain_over
+            .extend(below.file_name().map(OsStr::to_owned));
+        let is_layer = below.parent() == Some(cache);
+        Ok(is_layer.then(|| layer_id(&below)).flatten())
+    }
+
+    /// Whether any disk lies over the one of this name.
+    pub(super) fn is_lain_over(&self, disk: &Path) -> bool {
+        disk.file_name()
+            .is_some_and(|name| self.lain_over.contains(name))
     }
 
     /// The layers that must stay: those that something outside lies over, and `pinned`, each with all
@@ -163,12 +184,6 @@ impl Scan {
         }
         children
     }
-}
-
-/// The layer of the cache that a disk lies over, if it is one.
-fn layer_below(path: &Path, cache: &Path) -> Result<Option<Uuid>, ScanError> {
-    let below = backing(path)?.filter(|below| below.parent() == Some(cache));
-    Ok(below.as_deref().and_then(layer_id))
 }
 
 /// What a disk lies over. One whose header is torn lies over nothing that matters: no machine can open

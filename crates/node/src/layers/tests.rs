@@ -303,3 +303,27 @@ async fn builds_and_collections_do_not_harm_each_other() {
     lab.collect(EVERYTHING).await;
     assert_eq!(lab.files(), 0);
 }
+
+#[tokio::test]
+async fn a_pulled_image_goes_when_it_is_idle_and_nothing_lies_over_it() {
+    let lab = Lab::new();
+    let disks = lab.layout.images().join("disks");
+    std::fs::create_dir_all(&disks).unwrap();
+    let disk = |name: &str| {
+        let disk = disks.join(format!("{name}.raw"));
+        let file = File::create(&disk).unwrap();
+        file.set_len(1 << 20).unwrap();
+        file.set_modified(SystemTime::now() - 2 * HOUR).unwrap();
+        disk
+    };
+    let (idle, below_layer, below_golden, used) = (disk("aa"), disk("bb"), disk("cc"), disk("dd"));
+    let layer = lab.build().new_disk();
+    create_overlay(&below_layer, &layer.path).await.unwrap();
+    lab.golden(&below_golden).await;
+    let file = File::open(&used).unwrap();
+    file.set_modified(SystemTime::now()).unwrap();
+    let collected = lab.cache.collect_bases(&lab.layout, HOUR).await.unwrap();
+    assert_eq!(collected.disks, 1);
+    let left = [idle, below_layer, below_golden, used].map(|disk| disk.exists());
+    assert_eq!(left, [false, true, true, true]);
+}
