@@ -660,7 +660,19 @@ async fn netns_slots_are_adopted_and_orphans_deleted() {
             .is_none()
     );
     assert!(!lab.slots().contains(&gone));
-    release(&second, [adopted, fresh]).await;
+
+    // One that nobody has is deleted by its name, whole or not.
+    assert!(matches!(
+        second.delete(&name).await,
+        Err(SlotError::InUse(_))
+    ));
+    drop(adopted);
+    run("ip", &["netns", "exec", &name, "ip", "link", "del", "tap0"]);
+    second.delete(&name).await.unwrap();
+    assert!(!lab.slots().contains(&name));
+    second.delete(&name).await.unwrap();
+    assert!(second.delete("dmother-1").await.is_err());
+    release(&second, [fresh]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -229,18 +229,32 @@ impl SlotPool {
     /// The name is not one of this owner's, the slot is in use here, or the kernel refuses.
     pub async fn adopt(&self, name: &str, egress: &Egress) -> Result<Option<Slot>, SlotError> {
         let host = &self.shared.host;
-        if !host.plumbing.owns(name) {
-            return Err(SlotError::Config(format!(
-                "{name:?} is not a slot of this owner"
-            )));
-        }
-        let held = Held::new(host.clone(), name.to_owned())?;
+        let held = self.hold(name)?;
         if !plumbing::is_complete(name) {
             host.plumbing.delete(name).await?;
             return Ok(None);
         }
         host.plumbing.install_slot_rules(name, egress).await?;
         Slot::open(held).await.map(Some)
+    }
+
+    /// Deletes a slot that an earlier process left, or what is left of it. None there is fine.
+    ///
+    /// # Errors
+    /// The name is not one of this owner's, the slot is in use here, or the kernel refuses.
+    pub async fn delete(&self, name: &str) -> Result<(), SlotError> {
+        let held = self.hold(name)?;
+        held.host.plumbing.delete(name).await.map(drop)
+    }
+
+    fn hold(&self, name: &str) -> Result<Held, SlotError> {
+        let host = &self.shared.host;
+        if !host.plumbing.owns(name) {
+            return Err(SlotError::Config(format!(
+                "{name:?} is not a slot of this owner"
+            )));
+        }
+        Held::new(host.clone(), name.to_owned())
     }
 
     /// Ends what runs in a slot of this owner, whoever started it.

@@ -334,20 +334,22 @@ impl Vmm for Qemu {
         self.slots.end_processes(&record.slot).await?;
         record.take_back()?;
         MachineRecord::remove(run_dir)?;
-        let (name, slots) = (record.slot.clone(), self.slots.clone());
-        let left = move || release_left(slots.clone(), record.clone());
+        let (name, slots) = (record.slot, self.slots.clone());
+        let left = {
+            let name = name.clone();
+            move || delete_left(slots.clone(), name.clone())
+        };
         freed(name, left).await;
         Ok(())
     }
 }
 
-/// Deletes the slot that a machine's record names, unless somebody else has it now.
-async fn release_left(slots: Arc<SlotPool>, record: MachineRecord) -> Result<(), SlotError> {
-    match slots.adopt(&record.slot, &record.egress).await {
-        Ok(Some(slot)) => slot.release().await,
+/// Deletes the slot that a machine's record named, unless somebody else has it now.
+async fn delete_left(slots: Arc<SlotPool>, name: String) -> Result<(), SlotError> {
+    match slots.delete(&name).await {
         // Another machine's, or another daemon's.
-        Ok(None) | Err(SlotError::InUse(_) | SlotError::Config(_)) => Ok(()),
-        Err(error) => Err(error),
+        Err(SlotError::InUse(_) | SlotError::Config(_)) => Ok(()),
+        deleted => deleted,
     }
 }
 
