@@ -72,15 +72,15 @@ impl Pool {
     }
 
     /// Takes back a connection whose exchange has ended.
-    pub(crate) fn give_back(&self, target: Target, connection: Connection) {
+    pub(crate) fn give_back(&self, target: Target, mut connection: Connection) {
         if self.keep.is_zero() {
             return;
         }
-        if connection.rests() {
+        if connection.is_ready() {
             return self.put(target, connection);
         }
         // The app's answer may end before it has taken the whole request, and the app never take the rest.
-        let (pool, mut connection) = (self.clone(), connection);
+        let pool = self.clone();
         self.tasks.spawn(async move {
             match timeout(limits::UNREAD_BODY_TIMEOUT, connection.ready()).await {
                 Ok(true) => pool.put(target, connection),

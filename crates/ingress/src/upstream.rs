@@ -112,23 +112,10 @@ impl Connection {
         }
     }
 
-    /// Polls a part of an answer that it brings.
-    fn poll<T>(
-        &mut self,
-        context: &mut Context<'_>,
-        mut part: impl FnMut(&mut Context<'_>) -> Poll<T>,
-    ) -> Poll<T> {
-        match self {
-            Self::Http1(http1) => http1.poll(context, part),
-            Self::H2c(_) => part(context),
-        }
-    }
-
-    /// Whether it needs nobody to become ready: whoever takes it looks whether it is.
-    pub(crate) fn rests(&self) -> bool {
-        match self {
-            Self::Http1(http1) => http1.rests(),
-            Self::H2c(sender) => sender.is_ready(),
+    /// Goes on with what nobody else drives.
+    fn poll(&mut self, context: &mut Context<'_>) {
+        if let Self::Http1(http1) = self {
+            http1.poll(context);
         }
     }
 
@@ -401,12 +388,13 @@ impl Body for AppBody {
             ready!(grace.as_mut().poll(context));
             return Poll::Ready(self.broken.take().map(|(error, _)| Err(error)));
         }
-        let Self { body, back, .. } = &mut *self;
-        let mut frame = |context: &mut Context<'_>| Pin::new(&mut *body).poll_frame(context);
-        let polled = match back {
-            Some((_, _, connection)) => connection.poll(context, frame),
-            None => frame(context),
-        };
+        let mut polled = Pin::new(&mut self.body).poll_frame(context);
+        if polled.is_pending()
+            && let Some((_, _, connection)) = &mut self.back
+        {
+            connection.poll(context);
+            polled = Pin::new(&mut self.body).poll_frame(context);
+        }
         self.ended = matches!(polled, Poll::Ready(None));
         if let Poll::Ready(Some(Err(error))) = polled {
             // The client's side drops what it has not sent by then, and so it gets the time to send.
