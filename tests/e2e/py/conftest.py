@@ -68,8 +68,8 @@ def home(disk):
 # The one size that has limits, and how much of it may be in flight.
 LIMITED_MIB = 1024
 LIMITED_IN_FLIGHT = 4
-# For test_oci: where its registry is. For test_connectors: the network of test_isolation, which is closed to everybody else. For test_limits: one size with
-# limits, and none for all other tests.
+# For test_oci: where its registry is. For test_connectors: the network of test_isolation, which is closed to everybody
+# else. For test_limits: one size with limits, and none for all other tests.
 CONFIG = f"""
 metrics_addr = "127.0.0.1:{{metrics_port}}"
 [endpoint]
