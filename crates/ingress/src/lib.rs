@@ -25,7 +25,6 @@ mod frames;
 #[doc(hidden)]
 pub mod fuzzing;
 mod headers;
-mod heard;
 mod http1;
 mod listen;
 mod metrics;

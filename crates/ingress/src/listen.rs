@@ -21,11 +21,11 @@ use rustix::net::sockopt;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
+use tokio_util::io::InspectReader;
 use tokio_util::sync::CancellationToken;
 
 use crate::connections::{Connections, Patience, Seat};
 use crate::exchange::Measured;
-use crate::heard::Heard;
 use crate::proxy::{Client, ResponseBody};
 use crate::tasks::Tasks;
 use crate::token_cache::TokenCache;
@@ -154,7 +154,7 @@ async fn secured(tcp: TcpStream, mut client: Client, stop: CancellationToken) {
 
 async fn http2(stream: impl Stream + 'static, client: Client, stop: CancellationToken) {
     let (seat, protocol) = (Arc::clone(&client.seat), protocol(&client).http2_only());
-    let stream = TokioIo::new(Heard::new(stream, Arc::clone(&seat)));
+    let stream = heard(stream, Arc::clone(&seat));
     let connection = protocol.serve_connection(stream, service(client));
     requests(connection, Order::Last, &seat, stop).await;
 }
@@ -162,7 +162,7 @@ async fn http2(stream: impl Stream + 'static, client: Client, stop: Cancellation
 /// Serves HTTP/1.1, or HTTP/2 to a client that begins with its preface.
 async fn either(stream: impl Stream + 'static, client: Client, stop: CancellationToken) {
     let (seat, protocol) = (Arc::clone(&client.seat), protocol(&client));
-    let stream = TokioIo::new(Heard::new(stream, Arc::clone(&seat)));
+    let stream = heard(stream, Arc::clone(&seat));
     let connection = protocol.serve_connection_with_upgrades(stream, service(client));
     requests(connection, Order::AsWoken, &seat, stop).await;
 }
@@ -175,6 +175,11 @@ fn tune(tcp: &TcpStream) -> io::Result<()> {
     let unread_ms = limits::CLIENT_UNREAD_TIMEOUT.as_millis();
     sockopt::set_tcp_user_timeout(tcp, u32::try_from(unread_ms).unwrap_or(u32::MAX))?;
     Ok(())
+}
+
+/// The stream of a connection that is to know when something has come.
+fn heard<S: Stream>(stream: S, seat: Arc<Seat>) -> TokioIo<InspectReader<S, impl FnMut(&[u8])>> {
+    TokioIo::new(InspectReader::new(stream, move |_| seat.heard()))
 }
 
 fn service(
