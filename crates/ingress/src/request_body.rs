@@ -12,10 +12,11 @@ use http::request::Parts;
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
-use tokio::time::{Instant, Sleep, sleep, timeout};
+use tokio::time::timeout;
 
 use crate::exchange::Exchange;
 use crate::headers;
+use crate::stall::{BodyError, Stall};
 use crate::tasks::Tasks;
 
 /// The client's body, with an end that is kind to clients.
@@ -37,48 +38,6 @@ pub(crate) struct RequestBody {
     tasks: Tasks,
     exchange: Arc<Exchange>,
     stall: Stall,
-}
-
-/// Why a body broke off.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum BodyError {
-    /// The client's connection or its HTTP broke.
-    #[error(transparent)]
-    Broken(#[from] hyper::Error),
-    /// The client stopped sending.
-    #[error("the request body stands still")]
-    Stalled,
-}
-
-/// Notices that a body stands still. The timer is set once in a while, not for each piece.
-struct Stall {
-    limit: Duration,
-    wanted_since: Option<Instant>,
-    timer: Option<Pin<Box<Sleep>>>,
-}
-
-impl Stall {
-    fn new(limit: Duration) -> Self {
-        Self {
-            limit,
-            wanted_since: None,
-            timer: None,
-        }
-    }
-
-    /// Ready once the body has been wanted, and has not come, for the limit.
-    fn poll(&mut self, context: &mut Context<'_>) -> Poll<()> {
-        let deadline = *self.wanted_since.get_or_insert_with(Instant::now) + self.limit;
-        let timer = self
-            .timer
-            .get_or_insert_with(|| Box::pin(sleep(self.limit)));
-        while Instant::now() < deadline {
-            ready!(timer.as_mut().poll(context));
-            // It was set for an earlier wait.
-            timer.as_mut().reset(deadline);
-        }
-        Poll::Ready(())
-    }
 }
 
 impl RequestBody {
@@ -105,7 +64,7 @@ impl RequestBody {
             begun: true,
             tasks: self.tasks.clone(),
             exchange: Arc::clone(&self.exchange),
-            stall: Stall::new(self.stall.limit),
+            stall: self.stall.anew(),
         }
     }
 }
@@ -130,7 +89,7 @@ impl Body for RequestBody {
             self.incoming = None;
             return Poll::Ready(Some(Err(BodyError::Stalled)));
         };
-        self.stall.wanted_since = None;
+        self.stall.moves();
         match &frame {
             Some(Ok(frame)) => self
                 .exchange
