@@ -14,8 +14,10 @@ pub mod id;
 pub mod image;
 pub mod limits;
 pub mod microvm;
+mod shown;
 pub mod time;
 
 pub use chain::chain;
 pub use id::{AccountId, BuildId, ConnectorArn, ConnectorId, EndpointId, ImageArn, MicrovmId};
+pub use shown::shown;
 pub use time::Timestamp;

@@ -7,7 +7,7 @@ use super::lexer::{HereDoc, Line};
 use super::mount::Mount;
 use super::{DockerfileError, invalid, unsupported};
 use crate::config::Healthcheck;
-use dormouse_core::limits;
+use dormouse_core::{limits, shown};
 
 /// An instruction, known to be supported as far as it can be told without its variables.
 #[derive(Debug, Clone)]
@@ -108,15 +108,8 @@ impl Instruction {
 
 /// The text for logs: one space where there were several, and not too long.
 fn display(text: &str) -> String {
-    let mut words = text.split_whitespace().collect::<Vec<_>>().join(" ");
-    if let Some((cut, _)) = words
-        .char_indices()
-        .nth(limits::INSTRUCTION_SHOWN_CHARS_MAX)
-    {
-        words.truncate(cut);
-        words.push('…');
-    }
-    words
+    let words = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    shown(words, limits::INSTRUCTION_SHOWN_CHARS_MAX)
 }
 
 struct Parser {

@@ -4,7 +4,7 @@ use super::fetch::FetchError;
 use crate::guest::GuestError;
 use crate::lifecycle::LifecycleError;
 use crate::vmm::VmmError;
-use dormouse_core::{chain, limits};
+use dormouse_core::{chain, limits, shown};
 use dormouse_image::{ArtifactError, ContextError, DockerfileError};
 use http::StatusCode;
 
@@ -216,15 +216,6 @@ impl BuildError {
 /// The chain of an error, whose texts may be of a Dockerfile or of a guest.
 fn chain_shown(error: &BuildError) -> String {
     shown(chain(error), limits::STATE_REASON_CHARS_MAX)
-}
-
-/// What is shown of a text that may be of any length.
-pub(super) fn shown(mut text: String, chars_max: usize) -> String {
-    if let Some((cut, _)) = text.char_indices().nth(chars_max) {
-        text.truncate(cut);
-        text.push('…');
-    }
-    text
 }
 
 #[cfg(test)]

@@ -1,6 +1,5 @@
 //! The steps that are not copies: a command, or a folder.
 
-use super::error::shown;
 use super::log::StepLog;
 use super::stages::Build;
 use super::vm::BuildVm;
@@ -8,7 +7,7 @@ use super::{BuildError, blocking, remove, trust};
 use crate::guest::Guest;
 use crate::layout::BuildDir;
 use dormouse_core::guest::{CopySpec, ExecSpec, Mount, Mounted, ProcessSpec};
-use dormouse_core::limits;
+use dormouse_core::{limits, shown};
 use dormouse_image::{FileOwner, MountKind, RunMount, RunStep, Source, Step, StepKind};
 use std::path::PathBuf;
 use std::sync::Arc;
