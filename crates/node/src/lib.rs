@@ -18,6 +18,7 @@ pub mod layers;
 pub mod layout;
 pub mod lifecycle;
 pub mod node;
+mod retry;
 pub mod snapshot;
 mod transition;
 pub mod usage;

@@ -6,13 +6,13 @@
 use crate::driver::Means;
 use crate::gate::Gate;
 use crate::lifecycle::{self, HookFailed, LifecycleError};
+use crate::retry;
 use crate::vmm::{Instance, VmmError};
+use dormouse_core::chain;
 use dormouse_core::hook::Hook;
 use dormouse_core::microvm::{self, Event, Record};
-use dormouse_core::{chain, limits};
 use std::error::Error;
 use std::sync::Arc;
-use tokio::time::sleep;
 
 /// What an effect came to: the event to take next, if the state changes, and the machine that now runs.
 pub(crate) struct Outcome {
@@ -220,17 +220,10 @@ async fn until_done<T, F>(record: &Record, what: &str, attempt: impl Fn() -> F) 
 where
     F: Future<Output = Result<T, LifecycleError>>,
 {
-    let mut pause = limits::RETRY_FIRST;
-    loop {
-        match attempt().await {
-            Ok(done) => return done,
-            Err(error) => {
-                tracing::error!(microvm = %record.id, error = chain(&error), "{what} failed; trying again");
-            }
-        }
-        sleep(pause).await;
-        pause = (pause * 2).min(limits::RETRY_LAST);
-    }
+    let told = |error: &LifecycleError| {
+        tracing::error!(microvm = %record.id, error = chain(error), "{what} failed; trying again");
+    };
+    retry::until_done(attempt, told).await
 }
 
 /// Tries until it works or the machine ends. The MicroVM's state is in this machine and nowhere else, so nothing less

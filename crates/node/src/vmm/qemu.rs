@@ -38,6 +38,7 @@ use super::{BootSpec, Instance, RestoreSpec, StateSource, Vmm, VmmError};
 use crate::host::cgroup::Share;
 use crate::host::jail::{self, Cell, Jailer};
 use crate::host::slot::{Slot, SlotError, SlotPool};
+use crate::retry;
 use async_trait::async_trait;
 use dormouse_core::egress::Egress;
 use dormouse_core::{chain, limits};
@@ -53,7 +54,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 use tokio::sync::OnceCell;
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 
 /// How long the end of a QEMU that has closed its socket is waited for.
 const LAST_WORDS_TIMEOUT: Duration = Duration::from_secs(1);
@@ -370,16 +371,14 @@ where
     F: Future<Output = Result<(), SlotError>> + Send + 'static,
 {
     let freeing = tokio::spawn(async move {
-        let mut pause = limits::RETRY_FIRST;
-        while let Err(error) = free().await {
+        let told = |error: &SlotError| {
             tracing::error!(
                 slot,
-                error = chain(&error),
+                error = chain(error),
                 "slot not released; trying again"
             );
-            sleep(pause).await;
-            pause = (pause * 2).min(limits::RETRY_LAST);
-        }
+        };
+        retry::until_done(free, told).await;
     });
     // The machine has ended either way.
     let _ = timeout(limits::VMM_KILL_TIMEOUT, freeing).await;
@@ -448,7 +447,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 mod tests {
     use super::*;
     use std::sync::atomic::{AtomicUsize, Ordering};
-    use tokio::time::Instant;
+    use tokio::time::{Instant, sleep};
 
     /// Fails so many times, and counts.
     fn failing(times: usize, tries: &Arc<AtomicUsize>) -> impl Fn() -> Freeing + Send + 'static {
