@@ -9,7 +9,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
-use crate::client::{BOTH, Client, Http, fed, request, text, whole};
+use crate::client::{BOTH, Client, Fed, Http, fed, request, text, whole};
 use crate::fixture::{App, Fixture, SUFFIX, read_until, soon, until};
 
 const ANSWER: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\nTLS";
@@ -45,6 +45,18 @@ async fn serve(mut tls: TlsStream<DuplexStream>, end: &str) -> String {
     tls.write_all(ANSWER).await.expect("write");
     tls.flush().await.expect("flush");
     seen
+}
+
+async fn serve_plain(fixture: &Fixture) {
+    let mut app = fixture.app().await;
+    app.head().await;
+    app.stream.write_all(ANSWER).await.expect("write");
+}
+
+fn ask(fixture: &Fixture) -> Request<Fed> {
+    request(fixture, "GET", "/")
+        .body(whole(""))
+        .expect("request")
 }
 
 #[tokio::test]
@@ -116,15 +128,12 @@ async fn a_plaintext_app_never_sees_a_handshake() {
         "nonsense\r\n\r\n",
         "HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n",
     ] {
-        let ask = request(&fixture, "GET", "/")
-            .body(whole(""))
-            .expect("request");
         let app = async {
             let mut app = fixture.app().await;
             app.head().await;
             app.stream.write_all(words.as_bytes()).await.expect("write");
         };
-        let (response, ()) = tokio::join!(client.send(ask), app);
+        let (response, ()) = tokio::join!(client.send(ask(&fixture)), app);
         assert!(response.is_ok());
     }
     assert_eq!(fixture.opens(), 4);
@@ -134,11 +143,6 @@ async fn a_plaintext_app_never_sees_a_handshake() {
 async fn an_app_that_hangs_up_on_its_first_request_is_asked_once_whether_it_speaks_tls() {
     let fixture = Fixture::new().await;
     let mut client = Client::new(&fixture, Http::One).await;
-    let ask = || {
-        request(&fixture, "GET", "/")
-            .body(whole(""))
-            .expect("request")
-    };
     let app = async {
         fixture.app().await.head().await;
         let mut app = fixture.app().await;
@@ -150,15 +154,11 @@ async fn an_app_that_hangs_up_on_its_first_request_is_asked_once_whether_it_spea
         let words = b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\n\r\n";
         app.stream.write_all(words).await.expect("write");
     };
-    let (response, ()) = tokio::join!(client.send(ask()), app);
+    let (response, ()) = tokio::join!(client.send(ask(&fixture)), app);
     assert_eq!(response.expect("response").status(), 502);
     // Nothing came of it: the next request is one in plaintext.
-    let app = async {
-        let mut app = fixture.app().await;
-        app.head().await;
-        app.stream.write_all(ANSWER).await.expect("write");
-    };
-    let (response, ()) = tokio::join!(client.send(ask()), app);
+    let app = serve_plain(&fixture);
+    let (response, ()) = tokio::join!(client.send(ask(&fixture)), app);
     assert_eq!(text(response.expect("response")).await, "TLS");
     until(|| fixture.live() == 0).await;
 }
@@ -167,15 +167,12 @@ async fn an_app_that_hangs_up_on_its_first_request_is_asked_once_whether_it_spea
 async fn a_microvm_that_goes_away_is_not_asked_whether_its_app_speaks_tls() {
     let fixture = Fixture::new().await;
     let mut client = Client::new(&fixture, Http::Two).await;
-    let ask = request(&fixture, "GET", "/")
-        .body(whole(""))
-        .expect("request");
     let app = async {
         let mut app = fixture.app().await;
         app.head().await;
         app.vanish();
     };
-    let (response, ()) = tokio::join!(client.send(ask), app);
+    let (response, ()) = tokio::join!(client.send(ask(&fixture)), app);
     assert_eq!(response.expect("response").status(), 502);
     assert_eq!(fixture.opens(), 1);
 }
@@ -184,14 +181,11 @@ async fn a_microvm_that_goes_away_is_not_asked_whether_its_app_speaks_tls() {
 async fn an_app_that_is_silent_when_asked_is_not_waited_for() {
     let fixture = Fixture::new().await;
     let mut client = Client::new(&fixture, Http::Two).await;
-    let ask = request(&fixture, "GET", "/")
-        .body(whole(""))
-        .expect("request");
     let app = async {
         fixture.app().await.head().await;
         fixture.app().await
     };
-    let (response, _silent) = tokio::join!(client.send(ask), app);
+    let (response, _silent) = tokio::join!(client.send(ask(&fixture)), app);
     assert_eq!(response.expect("response").status(), 502);
 }
 
@@ -260,27 +254,18 @@ async fn an_app_that_hangs_up_amid_an_upload_sees_no_handshake() {
 async fn an_app_that_gives_up_tls_is_found_out_anew() {
     let fixture = Fixture::new().await;
     let mut client = Client::new(&fixture, Http::Two).await;
-    let ask = || {
-        request(&fixture, "GET", "/")
-            .body(whole(""))
-            .expect("request")
-    };
     let app = async {
         hang_up(fixture.app().await, MANNERS[0]).await;
         let tls = accept(&fixture, fixture.app().await).await;
         serve(tls, "\r\n\r\n").await
     };
-    let (response, _) = tokio::join!(client.send(ask()), app);
+    let (response, _) = tokio::join!(client.send(ask(&fixture)), app);
     assert_eq!(text(response.expect("response")).await, "TLS");
     let app = async { drop(fixture.app().await) };
-    let (response, ()) = tokio::join!(client.send(ask()), app);
+    let (response, ()) = tokio::join!(client.send(ask(&fixture)), app);
     assert_eq!(response.expect("response").status(), 502);
-    let app = async {
-        let mut app = fixture.app().await;
-        app.head().await;
-        app.stream.write_all(ANSWER).await.expect("write");
-    };
-    let (response, ()) = tokio::join!(client.send(ask()), app);
+    let app = serve_plain(&fixture);
+    let (response, ()) = tokio::join!(client.send(ask(&fixture)), app);
     assert_eq!(text(response.expect("response")).await, "TLS");
 }
 
@@ -289,28 +274,19 @@ async fn an_app_that_takes_up_tls_is_found_out_anew() {
     for manner in MANNERS {
         let fixture = Fixture::new().await;
         let mut client = Client::new(&fixture, Http::Two).await;
-        let ask = || {
-            request(&fixture, "GET", "/")
-                .body(whole(""))
-                .expect("request")
-        };
-        let app = async {
-            let mut app = fixture.app().await;
-            app.head().await;
-            app.stream.write_all(ANSWER).await.expect("write");
-        };
-        let (response, ()) = tokio::join!(client.send(ask()), app);
+        let app = serve_plain(&fixture);
+        let (response, ()) = tokio::join!(client.send(ask(&fixture)), app);
         assert_eq!(text(response.expect("response")).await, "TLS");
         // Started anew it has TLS: one request fails, and no more.
         let app = async { hang_up(fixture.app().await, manner).await };
-        let (response, ()) = tokio::join!(client.send(ask()), app);
+        let (response, ()) = tokio::join!(client.send(ask(&fixture)), app);
         assert!(!response.expect("response").status().is_success());
         let app = async {
             hang_up(fixture.app().await, manner).await;
             let tls = accept(&fixture, fixture.app().await).await;
             serve(tls, "\r\n\r\n").await
         };
-        let (response, _) = tokio::join!(client.send(ask()), app);
+        let (response, _) = tokio::join!(client.send(ask(&fixture)), app);
         assert_eq!(text(response.expect("response")).await, "TLS");
     }
 }

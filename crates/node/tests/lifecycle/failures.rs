@@ -142,6 +142,16 @@ fn snapshot_that_takes_too_long_is_given_up_and_the_app_runs_on() {
     });
 }
 
+/// Ends the machine of a MicroVM, which ends with it.
+async fn crash_is_noticed_at_once(daemon: &Daemon, vm: &Record) {
+    let began = Instant::now();
+    daemon.stage.fake.crash(daemon.dir(vm).path());
+    let vm = daemon.until(vm, State::Terminated).await;
+    assert!(reason(&vm).contains("machine is gone"), "{vm:?}");
+    assert!(began.elapsed() < AT_ONCE, "took {:?}", began.elapsed());
+    daemon.assert_at_rest().await;
+}
+
 /// A suspend fails, and the agent does not let the app run on.
 async fn silent_after_a_failed_suspend(daemon: &Daemon) -> Record {
     let vm = daemon.running(daemon.record()).await;
@@ -181,12 +191,7 @@ fn microvm_whose_agent_is_silent_after_a_failed_suspend_is_terminated() {
         daemon.assert_at_rest().await;
 
         let vm = silent_after_a_failed_suspend(&daemon).await;
-        let began = Instant::now();
-        daemon.stage.fake.crash(daemon.dir(&vm).path());
-        let vm = daemon.until(&vm, State::Terminated).await;
-        assert!(reason(&vm).contains("machine is gone"), "{vm:?}");
-        assert!(began.elapsed() < AT_ONCE, "took {:?}", began.elapsed());
-        daemon.assert_at_rest().await;
+        crash_is_noticed_at_once(&daemon, &vm).await;
     });
 }
 
@@ -231,12 +236,7 @@ fn machine_that_ends_during_a_suspend_is_noticed_at_once() {
             let hold = daemon.stage.hold(point);
             daemon.command(&vm, Event::SuspendRequested).await.unwrap();
             hold.reached().await;
-            let began = Instant::now();
-            daemon.stage.fake.crash(daemon.dir(&vm).path());
-            let vm = daemon.until(&vm, State::Terminated).await;
-            assert!(reason(&vm).contains("machine is gone"), "{vm:?}");
-            assert!(began.elapsed() < AT_ONCE, "took {:?}", began.elapsed());
-            daemon.assert_at_rest().await;
+            crash_is_noticed_at_once(&daemon, &vm).await;
         });
     }
 }
