@@ -136,23 +136,26 @@ def test_shells_are_apart(vm):
         assert two.run("echo [$x]") == "[]\n"
 
 
+def read_by_cat(shell, line):
+    """Types a line to `cat -E`. The mark at its end shows what no echo does: that cat runs and is in front."""
+    shell.type(f"{line}\n")
+    shell.until(f"{line}$\r\n")
+
+
 def test_jobs_are_controlled(vm):
     with Shell(vm) as shell:
-        shell.type("sleep 1000\n")
-        shell.until("sleep 1000")
-        time.sleep(1)
+        shell.type("cat -E\n")
+        read_by_cat(shell, "interrupt me")
+        # Linux shows ^C unless the shell has switched the echo off by then.
         shell.type(CTRL_C)
-        shell.until("^C")
         shell.until(PROMPT)
         assert shell.run("echo $?") == "130\n"
-        shell.type("sleep 1001\n")
-        shell.until("sleep 1001")
-        time.sleep(1)
+        shell.type("cat -E\n")
+        read_by_cat(shell, "stop me")
         shell.type(CTRL_Z)
         assert "Stopped" in shell.until(PROMPT)
         shell.type("fg\n")
-        shell.until("sleep 1001\r\n")
-        time.sleep(0.5)
+        read_by_cat(shell, "back again")
         shell.type(CTRL_C)
         shell.until(PROMPT)
         assert shell.run("jobs") == ""
@@ -255,14 +258,12 @@ def test_the_command_line_is_a_terminal(cloud, vm):
     typist.type("stty size\n")
     assert "30 100\r\n" in typist.until(PROMPT)
     typist.resize(132, 43)
-    time.sleep(1)
-    typist.type("stty size\n")
+    typist.type("while [ \"$(stty size)\" = '30 100' ]; do sleep 0.1; done; stty size\n")
     # A shell whose terminal has another size may draw its prompt anew before it answers.
     typist.until("43 132\r\n")
     typist.until(PROMPT)
-    typist.type("sleep 1000\n")
-    typist.until("sleep 1000")
-    time.sleep(1)
+    typist.type("cat -E\n")
+    read_by_cat(typist, "interrupt me")
     typist.type(CTRL_C)
     typist.until(PROMPT)
     typist.type("echo status $? λ\n")
