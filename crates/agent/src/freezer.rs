@@ -9,7 +9,7 @@ use crate::{console, disk, etc, random, sockets, timers};
 use dormouse_core::guest::ThawSpec;
 use rustix::time::{ClockId, Timespec, clock_settime};
 use std::io;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -30,7 +30,7 @@ pub(crate) enum FreezeError {
     /// Names are written to the disk, which must not be frozen.
     #[error("the disk is frozen")]
     DiskFrozen,
-    /// The host had the app run on before all was on the disk.
+    /// The host had the app run on, or had it frozen anew, before all was on the disk.
     #[error("the app was thawed before its freeze was done")]
     Thawed,
     /// A step failed.
@@ -66,6 +66,8 @@ pub(crate) struct Freezer {
     together: Mutex<Option<Scattered>>,
     processes_frozen: AtomicBool,
     disk_frozen: AtomicBool,
+    /// How many freezes there were: one that waits for the disk may be over before it is done, and another have begun.
+    freezes: AtomicU64,
 }
 
 impl Freezer {
@@ -77,6 +79,7 @@ impl Freezer {
             together: Mutex::default(),
             processes_frozen: AtomicBool::new(false),
             disk_frozen: AtomicBool::new(false),
+            freezes: AtomicU64::new(0),
         }
     }
 
@@ -127,10 +130,10 @@ impl Freezer {
     /// The disk is waited for apart from the turn: a host that waits no longer has the app run on, and that must not wait
     /// for the disk in its turn.
     fn freeze_and(&self, sync: impl FnOnce() -> io::Result<()>) -> Result<(), FreezeError> {
-        self.stop()?;
+        let own = self.stop()?;
         let synced = sync().map_err(FreezeError::step("write to the disk"));
         let _turn = self.turn();
-        if !self.is_frozen() {
+        if !self.is_frozen() || self.freezes.load(Ordering::SeqCst) != own {
             return Err(FreezeError::Thawed);
         }
         if synced.is_err() {
@@ -144,14 +147,17 @@ impl Freezer {
         Ok(())
     }
 
-    fn stop(&self) -> Result<(), FreezeError> {
+    /// Stops the processes; answers with the number of this freeze.
+    fn stop(&self) -> Result<u64, FreezeError> {
         let _turn = self.turn();
+        let own = self.freezes.fetch_add(1, Ordering::SeqCst) + 1;
         self.processes_frozen.store(true, Ordering::SeqCst);
         let stopped = self.guest.set_frozen(true, TIMEOUT);
         if stopped.is_err() {
             self.run_on()?;
         }
-        stopped.map_err(FreezeError::step("freeze the app"))
+        stopped.map_err(FreezeError::step("freeze the app"))?;
+        Ok(own)
     }
 
     /// All or nothing: the app goes on as if it had not been asked.
@@ -164,7 +170,7 @@ impl Freezer {
     }
 
     /// Makes the VM its own, then runs the customer's processes. When a step fails they stay stopped, and
-    /// the call can be made again. Not frozen is fine. [`Freezer::scatter`] comes a moment later.
+    /// the call can be made again. Not frozen is fine: what runs keeps its connections. [`Freezer::scatter`] comes a moment later.
     pub(crate) fn thaw(&self, spec: &ThawSpec) -> Result<(), FreezeError> {
         let mut name = self.turn();
         let seed = hex::decode(&spec.entropy_hex).map_err(|_| FreezeError::Seed)?;
@@ -180,10 +186,10 @@ impl Freezer {
         set_clock(spec.wall_clock_ns).map_err(FreezeError::step("set the clock"))?;
         timers::run_due().unwrap_or_else(later);
         random::reseed(&seed).map_err(FreezeError::step("reseed the random generator"))?;
-        if name.as_ref() == Some(&spec.hostname) {
-            sockets::abort_tcp().unwrap_or_else(silent);
-        } else {
+        if name.as_ref() != Some(&spec.hostname) {
             part_from_snapshot(&spec.hostname)?;
+        } else if self.is_frozen() {
+            sockets::abort_tcp().unwrap_or_else(silent);
         }
         self.guest
             .set_frozen(false, TIMEOUT)

@@ -2,8 +2,8 @@
 //! groups are its own to change.
 //!
 //! It stays inside its control group all the same, or it would escape the freeze: it gets a namespace in which
-//! that group is the root of all, and programs that it names in the kernel's settings (`core_pattern`) the kernel does
-//! not find ([`crate::boot`]).
+//! that group is the root of all, and the kernel does not look for the programs of its settings (`core_pattern`) in the
+//! image ([`crate::boot`]).
 
 use crate::boot::PROTECTED;
 use crate::cgroup::Cgroup;

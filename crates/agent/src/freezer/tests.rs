@@ -5,7 +5,8 @@ use rustix::fs::{Mode, OFlags, open};
 use rustix::mount::{MountFlags, MountPropagationFlags, mount_bind, mount_change, mount_remount};
 use rustix::thread::{UnshareFlags, unshare_unsafe};
 use std::fs;
-use std::net::UdpSocket;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::path::Path;
 use std::process::Command;
 
@@ -137,6 +138,26 @@ fn a_clone_has_no_udp_socket_with_a_peer_outside() {
 }
 
 #[test]
+fn only_an_app_that_was_stopped_loses_its_connections() {
+    on_a_machine(|freezer| {
+        thaw(&freezer, "one");
+        let listener = TcpListener::bind("192.0.2.1:0").unwrap();
+        let mut app = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (mut peer, _) = listener.accept().unwrap();
+        thaw(&freezer, "one");
+        peer.write_all(b"x").unwrap();
+        app.read_exact(&mut [0]).unwrap();
+
+        say_frozen(true);
+        freezer.freeze_and(|| Ok(())).unwrap();
+        say_frozen(false);
+        thaw(&freezer, "one");
+        let told = app.read(&mut [0]).unwrap_err();
+        assert_eq!(told.kind(), io::ErrorKind::ConnectionAborted);
+    });
+}
+
+#[test]
 fn a_host_that_waits_for_the_disk_no_longer_has_the_app_run_on() {
     on_a_machine(|freezer| {
         say_frozen(true);
@@ -149,6 +170,22 @@ fn a_host_that_waits_for_the_disk_no_longer_has_the_app_run_on() {
         });
         assert!(matches!(frozen, Err(FreezeError::Thawed)), "{frozen:?}");
         assert!(freezer.start(|| ()).is_some());
+    });
+}
+
+#[test]
+fn a_freeze_that_is_over_does_not_have_the_app_of_the_next_one_run_on() {
+    on_a_machine(|freezer| {
+        say_frozen(true);
+        let late = freezer.freeze_and(|| {
+            say_frozen(false);
+            thaw(&freezer, "one");
+            say_frozen(true);
+            freezer.freeze_and(|| Ok(())).expect("frozen anew");
+            Err(io::ErrorKind::StorageFull.into())
+        });
+        assert!(matches!(late, Err(FreezeError::Thawed)), "{late:?}");
+        assert!(freezer.is_frozen());
     });
 }
 
