@@ -364,8 +364,12 @@ impl LocalImages {
     fn add(&self, image: &NewImage, records: &[(PathBuf, Record)]) -> Result<(), LocalImageError> {
         let _lock = self.lock()?;
         let disk = self.disk(&image.digest);
-        if !disk.try_exists().map_err(io_error("look for", &disk))? {
-            disk::make(image, &self.importing(), &disk)?;
+        match note_use(&disk) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                disk::make(image, &self.importing(), &disk)?;
+            }
+            // Idle until now, it would be deleted as soon as the lock is free.
+            noted => noted.map_err(io_error("look for", &disk))?,
         }
         for (path, record) in records {
             self.write(path, record)?;

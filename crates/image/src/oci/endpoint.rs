@@ -89,7 +89,7 @@ pub(super) fn endpoints(config: &RegistryConfig, reference: &ImageRef) -> Vec<En
         "docker.io" => HUB_API,
         host => host,
     };
-    let plain = is_loopback(host) || config.plain_http.contains(host);
+    let plain = is_loopback(host) || names(&config.plain_http, "http", host);
     let scheme = if plain { "http" } else { "https" };
     endpoints.push(Endpoint {
         base: format!("{scheme}://{host}"),
@@ -101,7 +101,17 @@ pub(super) fn endpoints(config: &RegistryConfig, reference: &ImageRef) -> Vec<En
 /// Whether this address may be spoken to without TLS.
 pub(super) fn may_be_plain(url: &Url, plain_http: &BTreeSet<String>) -> bool {
     let authority = authority(url);
-    is_loopback(&authority) || plain_http.contains(&authority)
+    is_loopback(&authority) || names(plain_http, "http", &authority)
+}
+
+/// Whether a host is among these where this scheme is spoken: people write capitals, and ports that go without saying.
+pub(super) fn names(hosts: &BTreeSet<String>, scheme: &str, host: &str) -> bool {
+    let plainly = |host: &str| {
+        let url = Url::parse(&format!("{scheme}://{host}"));
+        url.map_or_else(|_| host.to_owned(), |url| authority(&url))
+    };
+    let wanted = plainly(host);
+    hosts.iter().any(|host| plainly(host) == wanted)
 }
 
 /// Host, and the port where it is not the scheme's own.
@@ -139,6 +149,17 @@ mod tests {
             .iter()
             .map(|endpoint| endpoint.url(reference.repository(), "x"))
             .collect()
+    }
+
+    #[test]
+    fn a_host_is_known_however_it_is_written() {
+        let hosts = ["10.0.0.7:443", "Registry.lan", "[fd00:0::7]:5000"];
+        let hosts = BTreeSet::from(hosts.map(str::to_owned));
+        assert!(names(&hosts, "https", "10.0.0.7"));
+        assert!(!names(&hosts, "http", "10.0.0.7"));
+        assert!(names(&hosts, "https", "registry.LAN:443"));
+        assert!(!names(&hosts, "https", "registry.lan:5000"));
+        assert!(names(&hosts, "https", "[fd00::7]:5000"));
     }
 
     #[test]
@@ -186,6 +207,11 @@ mod tests {
         assert_eq!(
             addresses(&config, "registry.lan:5000/a"),
             ["http://registry.lan:5000/v2/a/x"]
+        );
+        config.plain_http.insert("Other.lan:80".to_owned());
+        assert_eq!(
+            addresses(&config, "other.lan/a"),
+            ["http://other.lan/v2/a/x"]
         );
     }
 

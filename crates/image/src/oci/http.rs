@@ -1,7 +1,7 @@
 //! Requests to registries: bounded, timed, and tried again where that can help.
 
 use super::RegistryConfig;
-use super::endpoint::{authority, is_loopback, may_be_plain};
+use super::endpoint::{authority, is_loopback, may_be_plain, names};
 use super::progress::Progress;
 use super::reach::{self, NotPublic, PublicResolver};
 use dormouse_core::limits;
@@ -227,7 +227,7 @@ impl Http {
     /// The client that may go where this address leads.
     fn client(&self, url: &Url) -> Result<&Client, HttpError> {
         let authority = authority(url);
-        match self.named.contains(&authority) {
+        match names(&self.named, url.scheme(), &authority) {
             true if is_loopback(&authority) => Ok(&self.direct),
             true => Ok(&self.any),
             false if reach::is_private(&authority) => {

@@ -66,7 +66,7 @@ pub(super) fn registry(
     extra_ca_file: Option<&Path>,
 ) -> Result<BaseImageConfig, ConfigError> {
     let plain_http: BTreeSet<String> = raw.plain_http.into_iter().collect();
-    let private: BTreeSet<String> = raw.private.into_iter().collect();
+    let mut private: BTreeSet<String> = raw.private.into_iter().collect();
     for host in plain_http
         .iter()
         .chain(&private)
@@ -106,6 +106,10 @@ pub(super) fn registry(
     fallbacks
         .entry(AWS_BASE.to_owned())
         .or_insert_with(|| MANAGED_BASE.to_owned());
+    let stand_ins = raw.aliases.values().chain(fallbacks.values());
+    let stand_ins = stand_ins.filter_map(|text| ImageRef::parse(text).ok());
+    let stand_ins = stand_ins.filter(|reference| !reference.is_of_this_host());
+    private.extend(stand_ins.map(|reference| reference.host().to_owned()));
     Ok(BaseImageConfig {
         registry: RegistryConfig {
             mirrors,
@@ -173,7 +177,7 @@ mod tests {
             plain_http = ["registry.lan:5000"]
             private = ["10.0.0.7:5000"]
             mirrors = { "docker.io" = ["http://127.0.0.1:5000", "http://registry.lan:5000/hub"] }
-            aliases = { "debian:12" = "localhost/debian:12" }
+            aliases = { "debian:12" = "localhost/debian:12", "debian:13" = "10.0.0.8:5000/debian:13" }
             ["ghcr.io"]
             username = "me"
             password_file = "/etc/dormouse/ghcr"
@@ -181,7 +185,8 @@ mod tests {
         )
         .unwrap();
         assert_eq!(found.registry.mirrors["docker.io"].len(), 2);
-        assert!(found.registry.private.contains("10.0.0.7:5000"));
+        let private: Vec<_> = found.registry.private.iter().collect();
+        assert_eq!(private, ["10.0.0.7:5000", "10.0.0.8:5000"]);
         assert_eq!(found.registry.credentials["ghcr.io"].username, "me");
         assert_eq!(
             found.aliases.always["docker.io/library/debian:12"],
