@@ -389,10 +389,13 @@ impl Storage {
         bytes_max: u64,
     ) -> Result<(Blob, Digests), StorageError> {
         let bytes = incoming.claims.length.unwrap_or_default();
+        if bytes > bytes_max {
+            return Err(StorageError::TooLarge);
+        }
         self.headroom.check_disk(bytes).await?;
         let name = Uuid::new_v4().simple().to_string();
         let mut file = self.blobs.put_multipart(&blob_path(&name)).await?;
-        match write(file.as_mut(), incoming, bytes_max).await {
+        match write(file.as_mut(), incoming, bytes_max, &self.headroom).await {
             Ok(digests) => {
                 file.complete().await?;
                 let blob = Blob {
@@ -506,19 +509,18 @@ impl<S> Incoming<S> {
     }
 }
 
+/// Writes a body as it comes, as long as there is room: others write meanwhile, and not each body says how long it is.
 async fn write(
     file: &mut dyn MultipartUpload,
     incoming: Incoming<impl Stream<Item = Result<Bytes, StdError>> + Send>,
     bytes_max: u64,
+    headroom: &Headroom,
 ) -> Result<Digests, StorageError> {
     let Incoming {
         body,
         claims,
         trailing,
     } = incoming;
-    if claims.length.is_some_and(|length| length > bytes_max) {
-        return Err(StorageError::TooLarge);
-    }
     let mut digest = claims.digest();
     let mut pending: Vec<Bytes> = Vec::new();
     let mut pending_bytes = 0;
@@ -532,6 +534,7 @@ async fn write(
         pending_bytes += bytes.len();
         pending.push(bytes);
         if pending_bytes >= WRITE_BYTES {
+            headroom.check_disk(pending_bytes as u64).await?;
             pending_bytes = 0;
             file.put_part(PutPayload::from_iter(pending.drain(..)))
                 .await?;

@@ -41,8 +41,13 @@ fn headroom(dir: &Path, disk_free_min_bytes: u64) -> Headroom {
 }
 
 async fn open(dir: &Path) -> Storage {
+    open_keeping(dir, 0).await
+}
+
+async fn open_keeping(dir: &Path, disk_free_min_bytes: u64) -> Storage {
     let owner = AccountId::parse("000000000000").unwrap();
-    let storage = Storage::open(dir, &owner, headroom(dir, 0)).await.unwrap();
+    let headroom = headroom(dir, disk_free_min_bytes);
+    let storage = Storage::open(dir, &owner, headroom).await.unwrap();
     storage
         .create_bucket("bucket".to_owned(), owner)
         .await
@@ -176,7 +181,17 @@ async fn nothing_is_stored_where_the_host_is_short_of_disk() {
 struct SmallDisk(tempfile::TempDir);
 
 impl SmallDisk {
+    /// Only root may mount; the tests of whole microVMs need root as well.
     fn mount() -> Option<Self> {
+        let mounted = Self::try_mount();
+        assert!(
+            mounted.is_some() || !rustix::process::geteuid().is_root(),
+            "root cannot mount a tmpfs"
+        );
+        mounted
+    }
+
+    fn try_mount() -> Option<Self> {
         let dir = tempfile::tempdir().unwrap();
         let mut mount = Command::new("mount");
         mount
@@ -202,12 +217,7 @@ impl Drop for SmallDisk {
 
 #[tokio::test]
 async fn a_full_disk_is_told_and_changes_nothing() {
-    // Only root may mount; the tests of whole microVMs need root as well.
     let Some(disk) = SmallDisk::mount() else {
-        assert!(
-            !rustix::process::geteuid().is_root(),
-            "root cannot mount a tmpfs"
-        );
         return;
     };
     let dir = disk.0.path().join("s3");
@@ -220,4 +230,28 @@ async fn a_full_disk_is_told_and_changes_nothing() {
     assert_eq!(content(&storage, &kept).await, b"old");
     assert_eq!(files(&dir), 1);
     put(&storage, "b", vec![Ok("fits".into())]).await.unwrap();
+}
+
+#[tokio::test]
+async fn what_the_host_keeps_free_stays_free_whatever_a_body_says_of_its_length() {
+    const KEPT: u64 = 4 << 20;
+    let Some(disk) = SmallDisk::mount() else {
+        return;
+    };
+    let storage = open_keeping(disk.0.path(), KEPT).await;
+    let body = || sent((0..64).map(|_| Ok(vec![7; 1 << 20].into())).collect());
+    let unsaid = storage.put(
+        "bucket",
+        "a",
+        Attributes::default(),
+        Condition::None,
+        body(),
+    );
+    let mut said = body();
+    said.claims.length = Some(1 << 62);
+    let said = storage.put("bucket", "b", Attributes::default(), Condition::None, said);
+    let (unsaid, said) = (unsaid.await.unwrap_err(), said.await.unwrap_err());
+    assert!(matches!(unsaid, StorageError::Shortage(_)), "{unsaid:?}");
+    assert!(matches!(said, StorageError::TooLarge), "{said:?}");
+    assert_eq!(files(disk.0.path()), 0);
 }
