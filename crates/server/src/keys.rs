@@ -17,6 +17,7 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 /// Length of an access key's id, as on AWS.
@@ -47,13 +48,16 @@ pub(crate) struct Keys {
     dir: PathBuf,
     sealer: Arc<Sealer>,
     known: RwLock<Known>,
-    /// The folder as it was last read, if all of it could be; whoever reads it holds this.
-    listing: Mutex<Option<Listing>>,
+    /// What of the folder was read, as it was then; whoever reads it holds this.
+    read: Mutex<Listing>,
+    /// Of the requests with unknown keys one at a time has the folder looked at: strangers must not fill the pool of
+    /// threads that block.
+    meeting: Semaphore,
 }
 
 type Known = BTreeMap<String, AccessKey>;
 
-/// The files of the folder, and for each what changes when it does.
+/// Files of the folder in order, and for each what changes when it does.
 type Listing = Vec<(OsString, u64, i64, i64)>;
 
 /// Why the keys cannot be read or made.
@@ -196,7 +200,8 @@ impl Keys {
             dir,
             sealer,
             known: RwLock::new(known),
-            listing: Mutex::new(Some(listing)),
+            read: Mutex::new(listing),
+            meeting: Semaphore::new(1),
         })
     }
 
@@ -225,40 +230,50 @@ impl Keys {
         self.all().into_iter().find(|key| key.account == *account)
     }
 
-    /// Reads the folder again if it has changed, or if not all of it could be read. Blocks.
+    /// Reads what has changed in the folder, and what could not be read before. Blocks.
     fn refresh(&self) -> Result<(), KeysError> {
         // A panic here has changed nothing.
-        let mut last = self.listing.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
         let listing = list(&self.dir)?;
-        if last.as_ref() == Some(&listing) {
+        if *read == listing {
             return Ok(());
         }
         let mut known = Known::new();
+        let mut now_read = Listing::new();
         let mut unread = None;
-        for (file, ..) in &listing {
+        for entry in listing {
+            let (file, ..) = &entry;
+            if read.binary_search(&entry).is_ok() {
+                known.extend(self.known_of(file));
+                now_read.push(entry);
+                continue;
+            }
             match load(&self.dir.join(file), &self.sealer) {
                 Ok(Some(key)) => {
                     known.insert(key.id.clone(), key);
                 }
-                // Deleted since it was listed: the next look finds another listing.
+                // Deleted since it was listed.
                 Ok(None) => {}
                 // A key that is known is good until its file says otherwise.
                 Err(error) if error.may_pass() => {
                     known.extend(self.known_of(file));
                     unread = Some(error);
+                    continue;
                 }
                 Err(error) => tracing::warn!(error = chain(&error), "access key is not used"),
             }
+            now_read.push(entry);
         }
         let keys = known.len();
         *self.known.write().unwrap_or_else(PoisonError::into_inner) = known;
-        if let Some(error) = unread {
-            *last = None;
-            return Err(error);
+        *read = now_read;
+        match unread {
+            Some(error) => Err(error),
+            None => {
+                tracing::info!(keys, "access keys have changed");
+                Ok(())
+            }
         }
-        tracing::info!(keys, "access keys have changed");
-        *last = Some(listing);
-        Ok(())
     }
 
     /// The known key of a file, by its id.
@@ -288,9 +303,11 @@ impl Keys {
     /// Looks at the folder at once when a request names a key that is not known: it may have been made a
     /// moment ago.
     pub(crate) async fn meet(self: &Arc<Self>, request: &http::request::Parts) {
-        if let Some(id) = named_key(request)
-            && self.get(id).is_none()
-        {
+        let Some(id) = named_key(request).filter(|id| self.get(id).is_none()) else {
+            return;
+        };
+        let _turn = self.meeting.acquire().await;
+        if self.get(id).is_none() {
             // Failing, it says so the next time that the folder is followed.
             drop(self.refresh_off_runtime().await);
         }
