@@ -139,6 +139,9 @@ pub const CONNECTIONS_MAX: usize = 10_000;
 /// Files that the daemon may need to have open at once: of the listeners' connections those to endpoints take two,
 /// a MicroVM some eight.
 pub const OPEN_FILES: u64 = 1 << 17;
+/// Where fewer may be open, a listener's connections are this part of them, one in so many: four full listeners, three
+/// of which may take two files for a connection of HTTP/1.1, leave the last part to MicroVMs.
+pub const CONNECTION_FILES_SHARE: u64 = 8;
 
 /// Connections that may read metrics at once.
 pub const SCRAPES_AT_ONCE: usize = 16;

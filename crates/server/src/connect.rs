@@ -6,6 +6,7 @@
 
 use crate::audit::Peer;
 use crate::http::{self, Service};
+use crate::privileges;
 use bytes::Bytes;
 use dormouse_core::limits;
 use http_body_util::Full;
@@ -60,7 +61,7 @@ enum Destination {
 
 /// Accepts until the stop, then lets connections under way end.
 pub(crate) async fn serve(listener: TcpListener, connect: Arc<Connect>) {
-    let places = Arc::new(Semaphore::new(limits::CONNECTIONS_MAX));
+    let places = Arc::new(Semaphore::new(privileges::connections_max()));
     let tasks = TaskTracker::new();
     let stop = connect.stop.clone();
     while let Some(Ok(place)) = stop

@@ -8,6 +8,7 @@ use crate::daemon::reachable;
 use crate::dns::{self, Zone};
 use crate::http::{self, Service};
 use crate::metrics;
+use crate::privileges;
 use crate::upstreams::LocalUpstreams;
 use anyhow::{Context, Result};
 use dormouse_ingress::{
@@ -99,6 +100,7 @@ impl Front {
     ) -> Arc<Ingress> {
         let mut settings = dormouse_ingress::Config::new(&config.endpoint_domain);
         settings.names = self.names.clone();
+        settings.connections_max = privileges::connections_max();
         settings.response_timeout = config.limits.response_timeout;
         let tls = Arc::clone(&self.tls.endpoints);
         Arc::new(Ingress::new(settings, tls, tokens, Arc::new(upstreams)))

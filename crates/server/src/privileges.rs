@@ -67,6 +67,18 @@ pub(crate) fn open_files() -> u64 {
     most.map_or(limits::OPEN_FILES, |most| most.min(limits::OPEN_FILES))
 }
 
+/// Most client connections at once on one listener, so that all of them leave files to MicroVMs.
+pub(crate) fn connections_max() -> usize {
+    connections_with(open_files())
+}
+
+fn connections_with(open_files: u64) -> usize {
+    let most = usize::try_from(open_files / limits::CONNECTION_FILES_SHARE);
+    most.map_or(limits::CONNECTIONS_MAX, |most| {
+        most.min(limits::CONNECTIONS_MAX)
+    })
+}
+
 /// Lets the daemon open all the files that it may need to: 1024, which most systems begin with, are a tenth of one
 /// listener's connections. No more than that, though, for whatever it starts has the same limit, and some programs
 /// go through all descriptors that there may be.
@@ -136,6 +148,15 @@ mod tests {
         assert_eq!(raised.current, Some(open_files()));
         assert_eq!(raised.maximum, maximum);
         raise_open_files().unwrap();
+    }
+
+    #[test]
+    fn a_low_limit_of_files_is_one_of_connections() {
+        assert_eq!(connections_with(4096), 512);
+        assert_eq!(
+            connections_with(limits::OPEN_FILES),
+            limits::CONNECTIONS_MAX
+        );
     }
 
     #[test]

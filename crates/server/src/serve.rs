@@ -55,7 +55,8 @@ pub(crate) async fn run(config: Config) -> Result<()> {
         tracing::warn!(
             open_files,
             needed = limits::OPEN_FILES,
-            "the limit of open files is lower than what all listeners may need: raise its hard limit"
+            connections_max = privileges::connections_max(),
+            "the limit of open files is lower than what all listeners may need, so each takes fewer connections: raise its hard limit"
         );
     }
     let mut terminated = signal(SignalKind::terminate())?;
