@@ -8,8 +8,10 @@ use crate::api::{self, sts};
 use crate::app::App;
 use crate::audit::{self, Peer};
 use crate::keys::Keys;
+use crate::privileges;
 use crate::request_body::RequestBody;
 use crate::s3;
+use crate::unread::{Answer, Unread};
 use dormouse_api::route::is_control_path;
 use dormouse_core::limits;
 use dormouse_node::clock;
@@ -23,6 +25,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use rustix::net::sockopt;
 use std::io;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -77,19 +80,16 @@ impl Service {
 
 /// Accepts until `stop`, then lets requests under way end.
 pub(crate) async fn serve(listener: TcpListener, service: Arc<Service>, stop: CancellationToken) {
-    let places = Arc::new(Semaphore::new(limits::CONNECTIONS_MAX));
+    let places = Arc::new(Semaphore::new(privileges::connections_max()));
     let tasks = TaskTracker::new();
-    loop {
-        let Ok(place) = Arc::clone(&places).acquire_owned().await else {
-            break;
-        };
-        let accepted = tokio::select! {
-            () = stop.cancelled() => break,
-            accepted = listener.accept() => accepted,
-        };
-        let (stream, from) = match accepted {
-            Ok(accepted) => accepted,
-            Err(error) => {
+    while let Some(Ok(place)) = stop
+        .run_until_cancelled(Arc::clone(&places).acquire_owned())
+        .await
+    {
+        let (stream, from) = match stop.run_until_cancelled(listener.accept()).await {
+            None => break,
+            Some(Ok(accepted)) => accepted,
+            Some(Err(error)) => {
                 // Out of descriptors, mostly: others must close theirs first.
                 tracing::warn!(%error, "connection was not accepted");
                 tokio::time::sleep(Duration::from_millis(100)).await;
@@ -116,7 +116,7 @@ pub(crate) async fn serve(listener: TcpListener, service: Arc<Service>, stop: Ca
     let _ = timeout(limits::INGRESS_DRAIN_TIMEOUT, tasks.wait()).await;
 }
 
-/// Ends a connection whose client takes nothing of what it is sent: HTTP has no limit for that.
+/// Ends a connection whose client's kernel takes nothing of what it is sent: HTTP has no limit for that.
 pub(crate) fn bound_unread(stream: &TcpStream) -> io::Result<()> {
     let unread_ms = limits::CLIENT_UNREAD_TIMEOUT.as_millis();
     let unread_ms = u32::try_from(unread_ms).unwrap_or(u32::MAX);
@@ -133,25 +133,32 @@ pub(crate) async fn connection(
     // HTTP forgets a stream that its client resets, but the request is answered all the same: it counts here.
     let turns = Arc::new(Semaphore::new(limits::H2_STREAMS_MAX as usize));
     let (under_way, requests) = watch::channel(0);
+    let unread = Arc::new(Unread::default());
+    let counted = Arc::clone(&unread);
     let service = service_fn(move |request| {
         let (service, client) = (Arc::clone(&service), client.clone());
         let (turns, busy) = (Arc::clone(&turns), Busy::new(&under_way));
+        let unread = Arc::clone(&counted);
         async move {
-            let answered = answer_apart(service, client, turns, request).await;
+            let response = answer_apart(service, client, turns, request).await?;
             drop(busy);
-            answered
+            Ok::<Response<Answer>, JoinError>(response.map(|body| unread.count(body)))
         }
     });
     let http = protocol();
-    let connection = http.serve_connection(TokioIo::new(stream), service);
-    tokio::pin!(connection);
+    let mut connection = pin!(http.serve_connection(TokioIo::new(stream), service));
+    let mut stands_still = pin!(unread.stands_still());
     tokio::select! {
         _ = connection.as_mut() => return,
+        () = stands_still.as_mut() => return,
         () = stop.cancelled() => {}
         () = outstayed(requests) => {}
     }
     connection.as_mut().graceful_shutdown();
-    let _ = connection.await;
+    tokio::select! {
+        _ = connection => {}
+        () = stands_still => {}
+    }
 }
 
 /// HTTP/1 or HTTP/2, as the client's first bytes have it, within the product's limits.

@@ -31,6 +31,7 @@ mod sealing;
 mod serve;
 mod telemetry;
 mod throttle;
+mod unread;
 mod upstreams;
 
 use clap::Parser;

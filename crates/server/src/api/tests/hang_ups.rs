@@ -135,3 +135,32 @@ fn a_client_that_does_not_go_on_is_left() {
         }
     });
 }
+
+#[test]
+fn a_client_that_answers_pings_and_takes_nothing_is_left() {
+    // A window of no bytes; then `:method: GET`, `:scheme: http`, `:path: /` and the end of the request.
+    const SAID: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\
+        \0\0\x06\x04\0\0\0\0\0\0\x04\0\0\0\0\
+        \0\0\x03\x01\x05\0\0\0\x01\x82\x86\x84";
+    const PING: u8 = 6;
+    const ACK: u8 = 1;
+    World::new("").day(async |lab| {
+        let (mut client, tasks) = lab.connect().await;
+        let begun = Instant::now();
+        client.write_all(SAID).await.unwrap();
+        let mut head = [0; 9];
+        while client.read_exact(&mut head).await.is_ok() {
+            let mut payload = vec![0; usize::from(head[2])];
+            client.read_exact(&mut payload).await.unwrap();
+            if head[3] == PING && head[4] != ACK {
+                head[4] = ACK;
+                // It may have ended meanwhile.
+                let _ = client.write_all(&[&head[..], &payload].concat()).await;
+            }
+        }
+        let (took, limit) = (begun.elapsed(), limits::CLIENT_UNREAD_TIMEOUT);
+        assert!(took >= limit && took <= limit * 6 / 5, "{took:?}");
+        tasks.close();
+        tasks.wait().await;
+    });
+}
