@@ -172,6 +172,8 @@ pub struct Config {
     pub unread_timeout: Duration,
     /// A request body of a stated length must go on within this, while somebody wants to read it.
     pub body_timeout: Duration,
+    /// An app that has answered is sent the rest of the request as long as it takes some of it within this.
+    pub unread_body_timeout: Duration,
     /// An app must send the head of its answer within this; none for no limit.
     pub response_timeout: Option<Duration>,
     /// A request to a MicroVM that is awake waits this long for its turn under the MicroVM's limits.
@@ -196,6 +198,7 @@ impl Config {
             idle_timeout: limits::IDLE_CONNECTION_TIMEOUT,
             unread_timeout: limits::CLIENT_UNREAD_TIMEOUT,
             body_timeout: limits::BODY_STALL_TIMEOUT,
+            unread_body_timeout: limits::UNREAD_BODY_TIMEOUT,
             response_timeout: None,
             turn_patience: limits::TURN_PATIENCE,
             connections_max: limits::CONNECTIONS_MAX,

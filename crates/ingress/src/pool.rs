@@ -1,7 +1,7 @@
 //! Connections to apps that wait for the next request.
 //!
 //! A connection is lent to one request at a time, HTTP/2 as well: no request waits behind another's stream.
-//! It is kept for a moment only ([`Pool::new`]'s `keep`). That is all that busy clients need, and it harms
+//! It is kept for a moment only ([`Config::upstream_keep`]). That is all that busy clients need, and it harms
 //! nobody: an app that serves one connection at a time has it back soon, and an app that closes idle
 //! connections does so later than we do, so that no request meets one that is being closed.
 
@@ -10,8 +10,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use dormouse_core::{EndpointId, limits};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep};
 
+use crate::Config;
 use crate::tasks::Tasks;
 use crate::upstream::{Connection, Protocol};
 
@@ -30,6 +31,8 @@ pub(crate) struct Target {
 pub(crate) struct Pool {
     idle: Arc<Mutex<Idle>>,
     keep: Duration,
+    /// How long an app that has answered may take nothing of the rest of a request.
+    patience: Duration,
     tasks: Tasks,
 }
 
@@ -44,11 +47,11 @@ struct Idle {
 }
 
 impl Pool {
-    /// A pool that keeps each connection for `keep` at most.
-    pub(crate) fn new(keep: Duration, tasks: Tasks) -> Self {
+    pub(crate) fn new(config: &Config, tasks: Tasks) -> Self {
         Self {
             idle: Arc::default(),
-            keep,
+            keep: config.upstream_keep,
+            patience: config.unread_body_timeout,
             tasks,
         }
     }
@@ -73,18 +76,16 @@ impl Pool {
 
     /// Takes back a connection whose exchange has ended.
     pub(crate) fn give_back(&self, target: Target, mut connection: Connection) {
-        if self.keep.is_zero() {
-            return;
-        }
         if connection.is_ready() {
             return self.put(target, connection);
         }
-        // The app's answer may end before it has taken the whole request, and the app never take the rest.
+        // The app's answer may end before it has taken the whole request. It may go on to take the rest, or never.
         let pool = self.clone();
         self.tasks.spawn(async move {
-            match timeout(limits::UNREAD_BODY_TIMEOUT, connection.ready()).await {
-                Ok(true) => pool.put(target, connection),
-                Ok(false) | Err(_) => connection.abandon(),
+            if connection.ready(pool.patience).await {
+                pool.put(target, connection);
+            } else {
+                connection.abandon();
             }
         });
     }
@@ -99,7 +100,7 @@ impl Pool {
 
     fn put(&self, target: Target, connection: Connection) {
         let mut idle = self.idle();
-        if idle.closed || idle.count >= limits::UPSTREAM_IDLE_MAX {
+        if self.keep.is_zero() || idle.closed || idle.count >= limits::UPSTREAM_IDLE_MAX {
             return;
         }
         idle.count += 1;

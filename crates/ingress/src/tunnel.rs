@@ -2,6 +2,8 @@
 
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -15,6 +17,17 @@ pub(crate) struct Tunnel {
     stream: Box<dyn Stream>,
     /// Writing has failed.
     deaf: bool,
+    taken: Taken,
+}
+
+/// How many bytes an app has taken of what it was sent; clones share the count.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Taken(Arc<AtomicU64>);
+
+impl Taken {
+    pub(crate) fn bytes(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
 }
 
 impl Tunnel {
@@ -22,23 +35,43 @@ impl Tunnel {
         Self {
             stream,
             deaf: false,
+            taken: Taken::default(),
         }
     }
 
-    /// Runs one step of writing; from the first failure on there is only success, namely `taken`.
-    fn write<T>(
+    pub(crate) fn taken(&self) -> Taken {
+        self.taken.clone()
+    }
+
+    /// Writes up to `length` bytes, and counts what the app takes of them.
+    fn write(
         &mut self,
-        taken: T,
+        length: usize,
+        write: impl FnOnce(Pin<&mut dyn Stream>) -> Poll<io::Result<usize>>,
+    ) -> Poll<io::Result<usize>> {
+        let written = self.step(length, write);
+        if let Poll::Ready(Ok(length)) = &written
+            && !self.deaf
+        {
+            self.taken.0.fetch_add(*length as u64, Ordering::Relaxed);
+        }
+        written
+    }
+
+    /// Runs one step of writing; from the first failure on there is only success, namely `done`.
+    fn step<T>(
+        &mut self,
+        done: T,
         step: impl FnOnce(Pin<&mut dyn Stream>) -> Poll<io::Result<T>>,
     ) -> Poll<io::Result<T>> {
         if self.deaf {
-            return Poll::Ready(Ok(taken));
+            return Poll::Ready(Ok(done));
         }
         match step(Pin::new(&mut *self.stream)) {
             Poll::Ready(Err(error)) => {
                 tracing::debug!(%error, "the app takes no more of a request");
                 self.deaf = true;
-                Poll::Ready(Ok(taken))
+                Poll::Ready(Ok(done))
             }
             other => other,
         }
@@ -78,10 +111,10 @@ impl AsyncWrite for Tunnel {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.write((), |stream| stream.poll_flush(context))
+        self.step((), |stream| stream.poll_flush(context))
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.write((), |stream| stream.poll_shutdown(context))
+        self.step((), |stream| stream.poll_shutdown(context))
     }
 }

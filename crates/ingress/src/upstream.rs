@@ -26,7 +26,7 @@ use crate::request::Route;
 use crate::request_body::RequestBody;
 use crate::tasks::Tasks;
 use crate::traffic::{Held, Vm};
-use crate::tunnel::Tunnel;
+use crate::tunnel::{Taken, Tunnel};
 use crate::{Ingress, OpenError, Stream, Upstreams, Visit};
 
 /// What the app speaks.
@@ -53,8 +53,13 @@ pub(crate) enum ExchangeError {
 pub(crate) type Sent = Result<Response<Incoming>, TrySendError<Request<RequestBody>>>;
 
 /// An HTTP connection to an app, through a tunnel of its own.
-pub(crate) enum Connection {
-    Http1(Http1),
+pub(crate) struct Connection {
+    http: Http,
+    taken: Taken,
+}
+
+enum Http {
+    One(Http1),
     H2c(http2::SendRequest<RequestBody>),
 }
 
@@ -78,16 +83,17 @@ impl Connection {
             .settle(stream, route, reopen)
             .await
             .map_err(ExchangeError::Tls)?;
-        let tunnel = TokioIo::new(Tunnel::new(stream));
+        let tunnel = Tunnel::new(stream);
+        let (taken, tunnel) = (tunnel.taken(), TokioIo::new(tunnel));
         // How a connection ends is told to whoever reads or writes the bodies.
-        match route.protocol {
+        let http = match route.protocol {
             Protocol::Http1 => {
                 let (sender, connection) = http1::Builder::new()
                     .max_buf_size(limits::HTTP_HEAD_BYTES_MAX)
                     .handshake(tunnel)
                     .await
                     .map_err(ExchangeError::Http)?;
-                Ok(Self::Http1(Http1::new(sender, connection)))
+                Http::One(Http1::new(sender, connection))
             }
             Protocol::H2c => {
                 let (sender, connection) = http2::Builder::new(tasks.clone())
@@ -100,44 +106,56 @@ impl Connection {
                     .await
                     .map_err(ExchangeError::Http)?;
                 tasks.spawn(connection);
-                Ok(Self::H2c(sender))
+                Http::H2c(sender)
             }
-        }
+        };
+        Ok(Self { http, taken })
     }
 
     async fn send(&mut self, request: Request<RequestBody>, tasks: &Tasks) -> Sent {
-        match self {
-            Self::Http1(http1) => http1.send(request, tasks).await,
-            Self::H2c(sender) => sender.try_send_request(request).await,
+        match &mut self.http {
+            Http::One(http1) => http1.send(request, tasks).await,
+            Http::H2c(sender) => sender.try_send_request(request).await,
         }
     }
 
     /// Goes on with what nobody else drives.
     fn poll(&mut self, context: &mut Context<'_>) {
-        if let Self::Http1(http1) = self {
+        if let Http::One(http1) = &mut self.http {
             http1.poll(context);
         }
     }
 
     /// Whether it can take a request.
     pub(crate) fn is_ready(&mut self) -> bool {
-        match self {
-            Self::Http1(http1) => http1.is_ready(),
-            Self::H2c(sender) => sender.is_ready(),
+        match &mut self.http {
+            Http::One(http1) => http1.is_ready(),
+            Http::H2c(sender) => sender.is_ready(),
         }
     }
 
-    /// Waits until the connection can take a request; false when it never will.
-    pub(crate) async fn ready(&mut self) -> bool {
-        match self {
-            Self::Http1(http1) => http1.ready().await,
-            Self::H2c(sender) => sender.ready().await.is_ok(),
+    /// Waits until the connection can take a request; false when it never will, or its app takes nothing of what it is
+    /// sent for `patience`.
+    pub(crate) async fn ready(&mut self, patience: Duration) -> bool {
+        loop {
+            let before = self.taken.bytes();
+            let ready = async {
+                match &mut self.http {
+                    Http::One(http1) => http1.ready().await,
+                    Http::H2c(sender) => sender.ready().await.is_ok(),
+                }
+            };
+            match timeout(patience, ready).await {
+                Ok(ready) => return ready,
+                Err(_) if self.taken.bytes() == before => return false,
+                Err(_) => {}
+            }
         }
     }
 
     /// Ends what a task still does for it.
     pub(crate) fn abandon(self) {
-        if let Self::Http1(http1) = self {
+        if let Http::One(http1) = self.http {
             http1.abandon();
         }
     }
@@ -177,7 +195,7 @@ impl Upstream {
     pub(crate) fn new(ingress: &Ingress, tasks: Tasks) -> Self {
         Self {
             upstreams: Arc::clone(&ingress.upstreams),
-            pool: Pool::new(ingress.config.upstream_keep, tasks.clone()),
+            pool: Pool::new(&ingress.config, tasks.clone()),
             app_tls: Arc::new(AppTls::new()),
             tasks,
             response_timeout: ingress.config.response_timeout,

@@ -303,6 +303,53 @@ async fn an_early_answer_reaches_the_client_and_ends_the_upload() {
     }
 }
 
+/// Sends an upload of this length, and reads the app's whole answer, which comes before the app has read any of it.
+async fn answered_early(fixture: &Fixture, http: Http, length: usize) -> (Client, App) {
+    let mut client = Client::new(fixture, http).await;
+    let request = request(fixture, "POST", "/").header("content-length", length);
+    let request = request.body(whole(vec![1; length])).expect("request");
+    let answer = async {
+        let mut app = fixture.app().await;
+        app.head().await;
+        say(
+            &mut app,
+            "HTTP/1.1 202 Accepted\r\ncontent-length: 2\r\n\r\nok",
+        )
+        .await;
+        app
+    };
+    let (response, app) = tokio::join!(client.send(request), answer);
+    assert_eq!(text(response.expect("response")).await, "ok");
+    (client, app)
+}
+
+#[tokio::test]
+async fn an_app_that_has_answered_reads_the_upload_as_slowly_as_it_likes() {
+    const PIECES: usize = 40;
+    let mut piece = vec![0; 25 << 10];
+    let patience = Duration::from_millis(500);
+    let fixture = Fixture::with(|config| config.unread_body_timeout = patience).await;
+    for http in BOTH {
+        let (_client, mut app) = answered_early(&fixture, http, PIECES * piece.len()).await;
+        for _ in 0..PIECES {
+            tokio::time::sleep(patience / 10).await;
+            soon(app.stream.read_exact(&mut piece))
+                .await
+                .expect("all of it");
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_upload_is_given_up_when_its_app_has_answered_and_reads_no_more() {
+    let patience = Duration::from_millis(100);
+    let fixture = Fixture::with(|config| config.unread_body_timeout = patience).await;
+    for http in BOTH {
+        let (_client, _app) = answered_early(&fixture, http, BULK).await;
+        until(|| fixture.live() == 0).await;
+    }
+}
+
 #[tokio::test]
 async fn an_app_that_hangs_up_on_an_upload_is_still_heard() {
     let fixture = Fixture::new().await;
