@@ -66,13 +66,6 @@ impl Http1 {
         self.sender.is_ready()
     }
 
-    /// Ends the task that runs it, which may go on with a request after its answer.
-    pub(crate) fn abandon(self) {
-        if let Some(task) = self.task {
-            task.abort();
-        }
-    }
-
     /// Waits until it can take a request; false when it never will.
     pub(crate) async fn ready(&mut self) -> bool {
         let (sender, driver) = (&mut self.sender, &mut self.driver);
@@ -82,6 +75,17 @@ impl Http1 {
         })
         .await
         .is_ok()
+    }
+}
+
+impl Drop for Http1 {
+    /// Between two requests hyper closes it. With a request under way it would go on for as long as the app likes.
+    fn drop(&mut self) {
+        if let Some(task) = &self.task
+            && !self.sender.is_ready()
+        {
+            task.abort();
+        }
     }
 }
 

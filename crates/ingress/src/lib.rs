@@ -24,6 +24,7 @@ mod frames;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
 pub mod fuzzing;
+mod h2c;
 mod headers;
 mod http1;
 mod listen;

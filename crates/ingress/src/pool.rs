@@ -84,8 +84,6 @@ impl Pool {
         self.tasks.spawn(async move {
             if connection.ready(pool.patience).await {
                 pool.put(target, connection);
-            } else {
-                connection.abandon();
             }
         });
     }

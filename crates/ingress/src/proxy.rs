@@ -156,8 +156,14 @@ impl Client {
             *switched.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
             *switched.headers_mut() = headers::for_client(headers, Some(protocol));
         }
-        self.tasks
-            .spawn(switch::join(client, app, websocket, Arc::clone(exchange)));
+        let connection = response.into_body().into_connection();
+        self.tasks.spawn(switch::join(
+            client,
+            app,
+            connection,
+            websocket,
+            Arc::clone(exchange),
+        ));
         switched
     }
 

@@ -12,6 +12,7 @@ use http::request::Parts;
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::timeout;
 
 use crate::exchange::Exchange;
@@ -38,6 +39,8 @@ pub(crate) struct RequestBody {
     tasks: Tasks,
     exchange: Arc<Exchange>,
     stall: Stall,
+    /// Of the connection to the app, if it has room for one body only.
+    room: Option<OwnedSemaphorePermit>,
 }
 
 impl RequestBody {
@@ -54,6 +57,7 @@ impl RequestBody {
             tasks: tasks.clone(),
             exchange,
             stall: Stall::new(stall_timeout),
+            room: None,
         }
     }
 
@@ -65,7 +69,13 @@ impl RequestBody {
             tasks: self.tasks.clone(),
             exchange: Arc::clone(&self.exchange),
             stall: self.stall.anew(),
+            room: None,
         }
+    }
+
+    /// Keeps the room that it has on a connection until it is over.
+    pub(crate) fn occupy(&mut self, room: OwnedSemaphorePermit) {
+        self.room = Some(room);
     }
 }
 

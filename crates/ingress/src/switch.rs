@@ -19,6 +19,7 @@ use crate::exchange::{Exchange, MeasuredStream};
 use crate::frames::{self, Frames};
 use crate::headers;
 use crate::refusal::Refusal;
+use crate::upstream::Connection;
 
 const WEBSOCKET: &str = "websocket";
 /// The server, or what is behind it, goes away (RFC 6455, section 7.4.1).
@@ -73,14 +74,18 @@ pub(crate) fn is_websocket(protocol: &HeaderValue) -> bool {
         .any(|name| name.eq_ignore_ascii_case(WEBSOCKET.as_bytes()))
 }
 
-/// Copies between client and app until both have closed, or one has failed.
+/// Copies between client and app until both have closed, or one has failed. `connection` is the app's, which has to
+/// stay until it is switched.
 pub(crate) async fn join(
     client: OnUpgrade,
     app: OnUpgrade,
+    connection: Option<Connection>,
     websocket: bool,
     exchange: Arc<Exchange>,
 ) {
-    let (client, app) = match tokio::try_join!(client, app) {
+    let switched = tokio::try_join!(client, app);
+    drop(connection);
+    let (client, app) = match switched {
         Ok(both) => both,
         Err(error) => {
             tracing::debug!(%error, "the protocol was not switched");

@@ -36,6 +36,20 @@ impl Tasks {
         task.abort_handle()
     }
 
+    /// A part of these tasks, which can be ended by itself.
+    pub(crate) fn part(&self) -> Self {
+        let Shared { tracker, kill } = &*self.0;
+        Self(Arc::new(Shared {
+            tracker: tracker.clone(),
+            kill: kill.child_token(),
+        }))
+    }
+
+    /// Ends those that run.
+    pub(crate) fn end(&self) {
+        self.0.kill.cancel();
+    }
+
     /// Waits for the tasks to end by themselves, then ends those that still run.
     pub(crate) async fn finish(self, patience: Duration) {
         let Shared { tracker, kill } = &*self.0;

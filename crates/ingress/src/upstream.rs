@@ -19,6 +19,7 @@ use tracing::Instrument;
 
 use crate::app_tls::{AppTls, Reopen};
 use crate::exchange::Exchange;
+use crate::h2c::H2c;
 use crate::http1::Http1;
 use crate::pace::Paced;
 use crate::pool::{Pool, Target};
@@ -52,7 +53,7 @@ pub(crate) enum ExchangeError {
 
 pub(crate) type Sent = Result<Response<Incoming>, TrySendError<Request<RequestBody>>>;
 
-/// An HTTP connection to an app, through a tunnel of its own.
+/// An HTTP connection to an app, through a tunnel of its own. When it is dropped, what is under way over it ends.
 pub(crate) struct Connection {
     http: Http,
     taken: Taken,
@@ -60,7 +61,7 @@ pub(crate) struct Connection {
 
 enum Http {
     One(Http1),
-    H2c(http2::SendRequest<RequestBody>),
+    H2c(H2c),
 }
 
 impl Connection {
@@ -96,7 +97,8 @@ impl Connection {
                 Http::One(Http1::new(sender, connection))
             }
             Protocol::H2c => {
-                let (sender, connection) = http2::Builder::new(tasks.clone())
+                let own = tasks.part();
+                let (sender, connection) = http2::Builder::new(own.clone())
                     .timer(TokioTimer::new())
                     .initial_stream_window_size(limits::H2_STREAM_WINDOW_BYTES)
                     .initial_connection_window_size(limits::H2_CONNECTION_WINDOW_BYTES)
@@ -105,8 +107,8 @@ impl Connection {
                     .handshake(tunnel)
                     .await
                     .map_err(ExchangeError::Http)?;
-                tasks.spawn(connection);
-                Http::H2c(sender)
+                own.spawn(connection);
+                Http::H2c(H2c::new(sender, own))
             }
         };
         Ok(Self { http, taken })
@@ -115,7 +117,7 @@ impl Connection {
     async fn send(&mut self, request: Request<RequestBody>, tasks: &Tasks) -> Sent {
         match &mut self.http {
             Http::One(http1) => http1.send(request, tasks).await,
-            Http::H2c(sender) => sender.try_send_request(request).await,
+            Http::H2c(h2c) => h2c.send(request).await,
         }
     }
 
@@ -130,7 +132,7 @@ impl Connection {
     pub(crate) fn is_ready(&mut self) -> bool {
         match &mut self.http {
             Http::One(http1) => http1.is_ready(),
-            Http::H2c(sender) => sender.is_ready(),
+            Http::H2c(h2c) => h2c.is_ready(),
         }
     }
 
@@ -142,7 +144,7 @@ impl Connection {
             let ready = async {
                 match &mut self.http {
                     Http::One(http1) => http1.ready().await,
-                    Http::H2c(sender) => sender.ready().await.is_ok(),
+                    Http::H2c(h2c) => h2c.ready().await,
                 }
             };
             match timeout(patience, ready).await {
@@ -150,13 +152,6 @@ impl Connection {
                 Err(_) if self.taken.bytes() == before => return false,
                 Err(_) => {}
             }
-        }
-    }
-
-    /// Ends what a task still does for it.
-    pub(crate) fn abandon(self) {
-        if let Http::One(http1) = self.http {
-            http1.abandon();
         }
     }
 }
@@ -374,7 +369,8 @@ fn spare(request: &Request<RequestBody>) -> Option<Request<RequestBody>> {
     Some(spare)
 }
 
-/// The app's answer as it comes. When it has come to its end, its connection waits for the next request.
+/// The app's answer as it comes. When it has come to its end, its connection waits for the next request; when nobody
+/// wants the rest of it, the connection ends with it.
 pub(crate) struct AppBody {
     body: Incoming,
     ended: bool,
@@ -391,6 +387,11 @@ impl AppBody {
             broken: None,
             back: Some(back),
         }
+    }
+
+    /// The connection, for whoever looks after it from here on.
+    pub(crate) fn into_connection(mut self) -> Option<Connection> {
+        self.back.take().map(|(_, _, connection)| connection)
     }
 }
 

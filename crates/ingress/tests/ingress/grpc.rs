@@ -13,14 +13,14 @@ use crate::fixture::{ENDPOINT, Fixture, soon, until};
 type Sender = SendRequest<Bytes>;
 type AppConnection = h2::server::Connection<DuplexStream, Bytes>;
 
-async fn client(fixture: &Fixture) -> Sender {
+pub(crate) async fn client(fixture: &Fixture) -> Sender {
     let stream = connect(fixture, &host(ENDPOINT), "h2").await;
     let (sender, connection) = h2::client::handshake(stream).await.expect("h2");
     tokio::spawn(connection);
     soon(sender.ready()).await.expect("ready")
 }
 
-fn call(fixture: &Fixture) -> Request<()> {
+pub(crate) fn call(fixture: &Fixture) -> Request<()> {
     Request::builder()
         .method("POST")
         .uri(format!("https://{}/echo.Echo/Call", host(ENDPOINT)))
@@ -40,7 +40,7 @@ struct Call {
     _client: Sender,
 }
 
-struct AppCall {
+pub(crate) struct AppCall {
     head: http::request::Parts,
     request: RecvStream,
     response: SendResponse<Bytes>,
@@ -59,7 +59,7 @@ async fn begin(fixture: &Fixture) -> Call {
 }
 
 /// The first call on a connection; the connection is driven on.
-async fn accept(stream: DuplexStream) -> AppCall {
+pub(crate) async fn accept(stream: DuplexStream) -> AppCall {
     let mut connection: AppConnection = soon(h2::server::handshake(stream)).await.expect("h2c");
     let (request, response) = soon(connection.accept())
         .await
@@ -75,7 +75,7 @@ async fn accept(stream: DuplexStream) -> AppCall {
 }
 
 impl AppCall {
-    fn answer(&mut self) -> SendStream<Bytes> {
+    pub(crate) fn answer(&mut self) -> SendStream<Bytes> {
         let head = Response::builder()
             .header("content-type", "application/grpc+proto")
             .body(())

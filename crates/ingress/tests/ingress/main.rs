@@ -21,5 +21,6 @@ mod shell;
 mod smuggling;
 mod streaming;
 mod tls;
+mod unread;
 mod upgrade;
 mod websocket;
