@@ -93,14 +93,15 @@ impl Connections {
                 break place.expect("the semaphore is never closed");
             }
         };
+        let now_ms = self.now_ms();
         let state = Arc::new(State {
             in_flight: AtomicUsize::new(0),
             framed: AtomicBool::new(false),
             head_due: AtomicBool::new(true),
-            idle_since_ms: AtomicU64::new(self.now_ms()),
+            idle_since_ms: AtomicU64::new(now_ms),
             offers: AtomicU64::new(0),
             takes: AtomicU64::new(0),
-            took_ms: AtomicU64::new(0),
+            took_ms: AtomicU64::new(now_ms),
             took: AtomicU64::new(0),
             stuck: AtomicBool::new(false),
             leave: self.stop.child_token(),
@@ -188,7 +189,6 @@ impl State {
         let nothing_left = self.offers.load(Ordering::Relaxed) == takes;
         if self.took.swap(takes, Ordering::Relaxed) != takes || nothing_left {
             self.took_ms.store(now_ms, Ordering::Relaxed);
-            return false;
         }
         let since_ms = self.took_ms.load(Ordering::Relaxed);
         let stuck = Duration::from_millis(now_ms.saturating_sub(since_ms)) >= patience.unread;
@@ -414,6 +414,34 @@ mod tests {
         seat.left(SECOND).await;
         assert!((29..=33).contains(&begun.elapsed().as_secs()));
         drop((busy, silent));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_new_connection_has_its_own_time_to_take_what_it_is_sent() {
+        let connections = connections(1);
+        let sweeper = Arc::clone(&connections);
+        tokio::spawn(async move { sweeper.sweep(PATIENCE).await });
+        sleep(PATIENCE.unread * 2).await;
+        let seat = Arc::new(connections.seat().await);
+        let busy = seat.busy(Version::HTTP_11);
+        busy.offered();
+        let slow = timeout(SECOND * 25, seat.told_to_leave()).await;
+        assert!(slow.is_err());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_takes_again_is_stuck_no_more() {
+        let connections = connections(1);
+        let sweeper = Arc::clone(&connections);
+        tokio::spawn(async move { sweeper.sweep(PATIENCE).await });
+        let seat = Arc::new(connections.seat().await);
+        let busy = seat.busy(Version::HTTP_11);
+        busy.offered();
+        seat.told_to_leave().await;
+        busy.taken();
+        sleep(PATIENCE.head / SWEEPS * 2).await;
+        let left = timeout(SECOND * 3600, seat.left(SECOND)).await;
+        assert!(left.is_err());
     }
 
     #[tokio::test(start_paused = true)]
