@@ -43,6 +43,8 @@ struct State {
     framed: AtomicBool,
     /// Whether the head of a request has to come: the first one, or one that has begun to.
     head_due: AtomicBool,
+    /// Bodies of which the rest comes in vain.
+    rests: AtomicUsize,
     /// Milliseconds between the listener's beginning and the last end of a request, or since when the head is due.
     idle_since_ms: AtomicU64,
     /// How often there was something for the client to take, and how often it has taken it.
@@ -98,6 +100,7 @@ impl Connections {
             in_flight: AtomicUsize::new(0),
             framed: AtomicBool::new(false),
             head_due: AtomicBool::new(true),
+            rests: AtomicUsize::new(0),
             idle_since_ms: AtomicU64::new(now_ms),
             offers: AtomicU64::new(0),
             takes: AtomicU64::new(0),
@@ -227,10 +230,14 @@ impl Seat {
     /// Takes note of bytes from the client: between two requests the next one begins with them.
     pub(crate) fn heard(&self) {
         let State {
-            framed, head_due, ..
+            framed,
+            head_due,
+            rests,
+            ..
         } = &*self.state;
         if self.state.is_idle()
             && !framed.load(Ordering::Relaxed)
+            && rests.load(Ordering::Relaxed) == 0
             && !head_due.swap(true, Ordering::Relaxed)
         {
             self.state.idle_from(self.connections.now_ms());
@@ -285,6 +292,12 @@ impl Busy {
         state.in_flight.fetch_sub(1, Ordering::Relaxed);
     }
 
+    /// The rest of its body still comes, until what this returns is dropped.
+    pub(crate) fn rest(&self) -> Rest {
+        self.seat.state.rests.fetch_add(1, Ordering::Relaxed);
+        Rest(Arc::clone(&self.seat))
+    }
+
     /// There is something for the client to take.
     pub(crate) fn offered(&self) {
         self.seat.state.offers.fetch_add(1, Ordering::Relaxed);
@@ -299,6 +312,16 @@ impl Busy {
 impl Drop for Busy {
     fn drop(&mut self) {
         self.end();
+    }
+}
+
+/// Marks that what comes over a connection is the rest of a body that nobody wants.
+#[derive(Debug)]
+pub(crate) struct Rest(Arc<Seat>);
+
+impl Drop for Rest {
+    fn drop(&mut self) {
+        self.0.state.rests.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

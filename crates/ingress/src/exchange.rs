@@ -20,7 +20,7 @@ use tokio::time::Instant;
 use tracing::Span;
 
 use crate::Visit;
-use crate::connections::Busy;
+use crate::connections::{Busy, Rest};
 use crate::metrics::Sums;
 use crate::refusal::Refusal;
 use crate::traffic::{Turn, Vm};
@@ -148,6 +148,11 @@ impl Exchange {
 
     pub(crate) fn answered(&self, status: StatusCode) {
         self.status.store(status.as_u16(), Ordering::Relaxed);
+    }
+
+    /// Nobody wants the rest of its body, which still comes.
+    pub(crate) fn rest(&self) -> Rest {
+        self.busy.rest()
     }
 
     pub(crate) fn received(&self, length: usize) {

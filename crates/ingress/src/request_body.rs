@@ -126,8 +126,11 @@ impl Drop for RequestBody {
             return;
         }
         if let Some(incoming) = self.incoming.take() {
-            let discarded = timeout(limits::UNREAD_BODY_TIMEOUT, discard(incoming));
-            self.tasks.spawn(discarded);
+            let rest = self.exchange.rest();
+            self.tasks.spawn(async move {
+                let _rest = rest;
+                timeout(limits::UNREAD_BODY_TIMEOUT, discard(incoming)).await
+            });
         }
     }
 }

@@ -185,6 +185,23 @@ async fn a_slow_answer_is_no_silence() {
 }
 
 #[tokio::test]
+async fn the_rest_of_a_refused_body_is_no_head_that_is_due() {
+    let patience = Duration::from_secs(1);
+    let fixture = Fixture::with(|config| config.head_timeout = patience).await;
+    let mut stream = raw(&fixture).await;
+    let denied = head(&fixture, "POST /") + "x-aws-proxy-port: 22\r\n";
+    let begun = format!("{denied}content-length: 8\r\n\r\nhalf");
+    stream.write_all(begun.as_bytes()).await.expect("write");
+    read_until(&mut stream, "Access to port denied").await;
+    stream.write_all(b"half").await.expect("write");
+    tokio::time::sleep(2 * patience).await;
+    let last = denied + "connection: close\r\n\r\n";
+    stream.write_all(last.as_bytes()).await.expect("write");
+    let answer = read_to_close(&mut stream).await;
+    assert!(answer.starts_with("HTTP/1.1 403 "), "{answer:?}");
+}
+
+#[tokio::test]
 async fn connections_beyond_the_limit_wait_for_a_place() {
     let fixture = Fixture::with(|config| config.connections_max = 2).await;
     let busy: Vec<_> = [in_flight(&fixture).await, in_flight(&fixture).await].into();
