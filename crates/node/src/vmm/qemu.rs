@@ -303,16 +303,11 @@ impl Vmm for Qemu {
             self.reap(run_dir).await?;
             return Ok(None);
         };
-        let qmp = match connect(run_dir, &process).await {
-            Ok(qmp) => qmp,
-            // It was ending when the daemon went down, and has ended since.
-            Err(VmmError::Gone(_)) => {
-                // Whoever reaps the machine gives back its slot, unless somebody holds it.
-                drop(slot);
-                self.reap(run_dir).await?;
-                return Ok(None);
-            }
-            Err(error) => return Err(error),
+        let Some(qmp) = reconnect(run_dir, &process).await? else {
+            // Whoever reaps the machine gives back its slot, unless somebody holds it.
+            drop(slot);
+            self.reap(run_dir).await?;
+            return Ok(None);
         };
         let machine = Machine::new(run_dir, process, qmp, slot, record);
         lock(&self.held).insert(run_dir.to_owned(), Arc::downgrade(&machine));
@@ -435,6 +430,20 @@ async fn connect(run_dir: &Path, process: &Process) -> Result<Qmp, VmmError> {
     }
 }
 
+/// Connects to the QEMU process that an earlier daemon left; none where its machine is over.
+async fn reconnect(run_dir: &Path, process: &Process) -> Result<Option<Qmp>, VmmError> {
+    match connect(run_dir, process).await {
+        // One that has halted for good refuses to run: adopted, it would be tried for ever.
+        Ok(qmp) => {
+            let halted = machine::end_if_halted(run_dir, process, &qmp).await;
+            Ok(halted.is_none().then_some(qmp))
+        }
+        // It was ending when the daemon went down, and has ended since.
+        Err(VmmError::Gone(_)) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
 fn not_started(process: &Process) -> VmmError {
     VmmError::Gone(format!("qemu did not start: {}", process.last_words()))
 }
@@ -446,6 +455,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::vmm::qmp::peer::{GREETING, listening, ok, status};
     use std::sync::atomic::{AtomicUsize, Ordering};
     use tokio::time::{Instant, sleep};
 
@@ -459,6 +469,19 @@ mod tests {
     }
 
     type Freeing = std::future::Ready<Result<(), SlotError>>;
+
+    #[tokio::test]
+    async fn machine_that_halted_while_no_daemon_listened_is_ended_and_not_adopted() {
+        for (told, over) in [("internal-error", true), ("io-error", false)] {
+            let dir = listening(GREETING, vec![ok(), status(told, &[])]);
+            let child = std::process::Command::new("sleep").arg("60").spawn();
+            let process = Process::of_child(child.unwrap().id()).unwrap();
+            let qmp = reconnect(dir.path(), &process).await.unwrap();
+            assert_eq!(qmp.is_none(), over, "{told}");
+            assert_eq!(Process::find(process.id).unwrap().is_none(), over, "{told}");
+            process.kill().await.unwrap();
+        }
+    }
 
     #[tokio::test(start_paused = true)]
     async fn slot_is_freed_however_often_that_fails_and_whoever_waits() {

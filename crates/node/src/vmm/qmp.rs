@@ -352,11 +352,18 @@ pub(super) mod peer {
     pub(in crate::vmm) const GREETING: &str =
         "{\"QMP\": {\"version\": {}, \"capabilities\": []}}\n";
 
-    /// A QEMU that follows a script: a line to expect (`<id>` stands for its id), then what to answer.
+    /// A connection to a QEMU that follows a script.
     pub(in crate::vmm) async fn scripted(
         first: &str,
         answers: Vec<String>,
     ) -> (tempfile::TempDir, Result<Qmp, VmmError>) {
+        let dir = listening(first, answers);
+        let qmp = Qmp::connect(dir.path()).await;
+        (dir, qmp)
+    }
+
+    /// The folder of a QEMU that follows a script: a line to expect (`<id>` stands for its id), then what to answer.
+    pub(in crate::vmm) fn listening(first: &str, answers: Vec<String>) -> tempfile::TempDir {
         let dir = tempfile::tempdir().unwrap();
         let listener = UnixListener::bind(dir.path().join(SOCKET)).unwrap();
         let first = first.to_owned();
@@ -374,12 +381,20 @@ pub(super) mod peer {
                 let _ = writer.write_all(answer.as_bytes()).await;
             }
         });
-        let qmp = Qmp::connect(dir.path()).await;
-        (dir, qmp)
+        dir
     }
 
     pub(in crate::vmm) fn ok() -> String {
         "{\"return\": {}, \"id\": <id>}\n".to_owned()
+    }
+
+    /// QEMU's answer to the question how its machine is, and what it says after it.
+    pub(in crate::vmm) fn status(status: &str, events: &[&str]) -> String {
+        let answer = format!("{{\"return\": {{\"status\": \"{status}\"}}, \"id\": <id>}}\n");
+        let events = events
+            .iter()
+            .map(|event| format!("{{\"event\": \"{event}\"}}\n"));
+        answer + &events.collect::<String>()
     }
 }
 
@@ -456,8 +471,8 @@ mod tests {
             ("internal-error", true),
             ("guest-panicked", true),
         ] {
-            let answer = format!("{{\"return\": {{\"status\": \"{status}\"}}, \"id\": <id>}}\n");
-            let (_dir, qmp) = scripted(GREETING, vec![ok(), answer]).await;
+            let answers = vec![ok(), peer::status(status, &[])];
+            let (_dir, qmp) = scripted(GREETING, answers).await;
             let why = qmp.unwrap().halted().await;
             assert_eq!(why.as_deref(), halted.then_some(status));
         }

@@ -416,7 +416,7 @@ async fn watch_machine(
 
 /// Ends a machine whose CPUs will never run again, as after an error of KVM's: QEMU tells of no more than a stop, and stays.
 /// Answers why.
-async fn end_if_halted(run_dir: &Path, process: &Process, qmp: &Qmp) -> Option<String> {
+pub(super) async fn end_if_halted(run_dir: &Path, process: &Process, qmp: &Qmp) -> Option<String> {
     let status = qmp.halted().await?;
     let why = format!("{status}: {}", process.last_words());
     tracing::error!(run_dir = %run_dir.display(), why, "machine halted for good");
@@ -469,16 +469,7 @@ fn bad_path(problem: &str) -> VmmError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::vmm::qmp::peer::{GREETING, ok, scripted};
-
-    /// QEMU's answer to the question how its machine is, and what it says after it.
-    fn status(status: &str, events: &[&str]) -> String {
-        let answer = format!("{{\"return\": {{\"status\": \"{status}\"}}, \"id\": <id>}}\n");
-        let events = events
-            .iter()
-            .map(|event| format!("{{\"event\": \"{event}\"}}\n"));
-        answer + &events.collect::<String>()
-    }
+    use crate::vmm::qmp::peer::{GREETING, ok, scripted, status};
 
     #[tokio::test]
     async fn machine_that_halts_for_good_is_ended_as_crashed() {
