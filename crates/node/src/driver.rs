@@ -155,7 +155,9 @@ impl Driver {
     fn look_for_machine(&mut self) {
         let (means, record) = (Arc::clone(&self.means), self.row.value.clone());
         self.work = Some(Box::pin(async move {
-            transition::recover(&means, &record).await
+            transition::recover(&means, &record)
+                .await
+                .unwrap_or_else(|early| early)
         }));
     }
 
@@ -292,12 +294,13 @@ impl Driver {
         let gate = Arc::clone(&self.gate);
         let record = self.row.value.clone();
         self.work = Some(Box::pin(async move {
-            match effect {
-                Effect::Launch => transition::launch(&means, &record).await,
+            let outcome = match effect {
+                Effect::Launch => Ok(transition::launch(&means, &record).await),
                 Effect::Suspend => transition::suspend(&means, &record, machine, &gate).await,
                 Effect::Resume => transition::resume(&means, &record).await,
                 Effect::Teardown => transition::teardown(&means, &record, machine).await,
-            }
+            };
+            outcome.unwrap_or_else(|early| early)
         }));
     }
 

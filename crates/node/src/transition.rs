@@ -2,6 +2,8 @@
 //!
 //! Work on machines waits for its turn, and what waits for a guest comes outside of it: an agent or an app that takes
 //! its time to answer holds up no other MicroVM.
+//!
+//! An effect that breaks off has its outcome for an error.
 
 use crate::driver::Means;
 use crate::gate::Gate;
@@ -13,6 +15,7 @@ use dormouse_core::hook::Hook;
 use dormouse_core::microvm::{self, Event, Record};
 use std::error::Error;
 use std::sync::Arc;
+use tokio_util::sync::CancellationToken;
 
 /// What an effect came to: the event to take next, if the state changes, and the machine that now runs.
 pub(crate) struct Outcome {
@@ -33,6 +36,14 @@ impl Outcome {
         Self::new(gone(), None)
     }
 
+    /// The daemon stops: the next one takes the effect up again.
+    fn unfinished() -> Self {
+        Self {
+            event: None,
+            machine: None,
+        }
+    }
+
     /// The app did not answer a hook as it must. That is the customer's affair, not the daemon's.
     fn hook_failed(
         record: &Record,
@@ -50,14 +61,13 @@ pub(crate) fn gone() -> Event {
 }
 
 /// Takes over the machine of a running MicroVM that could not be looked for at once.
-pub(crate) async fn recover(means: &Means, record: &Record) -> Outcome {
-    match find(means, record).await {
-        Some(machine) => Outcome {
-            event: None,
-            machine: Some(machine),
-        },
-        None => Outcome::gone(),
-    }
+pub(crate) async fn recover(means: &Means, record: &Record) -> Result<Outcome, Outcome> {
+    let found = find(means, record).await?;
+    let machine = found.ok_or_else(Outcome::gone)?;
+    Ok(Outcome {
+        event: None,
+        machine: Some(machine),
+    })
 }
 
 /// Launches a MicroVM and lets its app begin.
@@ -83,25 +93,20 @@ pub(crate) async fn suspend(
     record: &Record,
     machine: Option<Arc<dyn Instance>>,
     gate: &Gate,
-) -> Outcome {
-    let host = &means.host;
+) -> Result<Outcome, Outcome> {
     // After a crash it may be whole already.
-    if !until_done(record, "look for snapshot", || host.is_kept(record)).await {
+    if !is_kept(means, record).await? {
         let machine = match machine {
             Some(machine) => Some(machine),
-            None => find(means, record).await,
+            None => find(means, record).await?,
         };
-        let Some(machine) = machine else {
-            return Outcome::gone();
-        };
-        if let Err(outcome) = keep(means, record, machine, gate).await {
-            return outcome;
-        }
+        let machine = machine.ok_or_else(Outcome::gone)?;
+        keep(means, record, machine, gate).await?;
     }
     // The snapshot is whole and has its name: from here on the MicroVM is asleep, come what may.
     gate.cut();
-    end_machine(means, record).await;
-    Outcome::new(Event::Suspended, None)
+    end_machine(means, record).await?;
+    Ok(Outcome::new(Event::Suspended, None))
 }
 
 /// Keeps memory and disk of a MicroVM once its app knows; where that fails the outcome says so, and the MicroVM runs
@@ -124,12 +129,15 @@ async fn keep(
         return Ok(());
     };
     let reason = failed("suspend", record, &error);
-    let ran_on = unless_gone(record, &*machine, "return to running", || {
-        host.run_on(record, &*machine)
-    });
-    if let Err(gone) = ran_on.await {
-        return Err(lost("suspend", record, &gone));
-    }
+    let run_on = || host.run_on(record, &*machine);
+    unless_gone(
+        means,
+        record,
+        &*machine,
+        ("suspend", "return to running"),
+        run_on,
+    )
+    .await?;
     let event = Event::SuspendFailed(reason);
     Err(match record.hooks.call(Hook::Suspend) {
         // An app that was told that it would sleep is told that it goes on.
@@ -139,36 +147,29 @@ async fn keep(
 }
 
 /// Wakes a MicroVM and lets its app go on.
-pub(crate) async fn resume(means: &Means, record: &Record) -> Outcome {
+pub(crate) async fn resume(means: &Means, record: &Record) -> Result<Outcome, Outcome> {
     let host = &means.host;
-    let machine = match awake(means, record).await {
-        Ok(machine) => machine,
-        Err(outcome) => return outcome,
-    };
-    let thawed = unless_gone(record, &*machine, "thaw", || {
-        host.thaw(record.id.as_str(), &*machine)
-    });
-    if let Err(gone) = thawed.await {
-        return lost("resume", record, &gone);
-    }
+    let machine = awake(means, record).await?;
+    let thaw = || host.thaw(record.id.as_str(), &*machine);
+    unless_gone(means, record, &*machine, ("resume", "thaw"), thaw).await?;
     host.forget_used(record).await;
-    go(means, record, machine, Hook::Resume, Event::Resumed).await
+    Ok(go(means, record, machine, Hook::Resume, Event::Resumed).await)
 }
 
 /// The machine that what was kept is in, whether it was restored now or before a crash.
 async fn awake(means: &Means, record: &Record) -> Result<Arc<dyn Instance>, Outcome> {
     let host = &means.host;
-    if !until_done(record, "look for snapshot", || host.is_kept(record)).await {
+    if !is_kept(means, record).await? {
         // A crash came after it was taken into use: the machine is there, or its state is gone.
         let gone = || VmmError::Gone("the machine ended while it was being resumed".to_owned());
-        let found = find(means, record).await;
+        let found = find(means, record).await?;
         return found.ok_or_else(|| lost("resume", record, &gone().into()));
     }
     match in_turn(means, host.wake(record)).await {
         Ok(machine) => Ok(machine),
         Err(error) => {
             let reason = failed("resume", record, &error);
-            end_machine(means, record).await;
+            end_machine(means, record).await?;
             Err(Outcome::new(Event::ResumeFailed(reason), None))
         }
     }
@@ -179,7 +180,7 @@ pub(crate) async fn teardown(
     means: &Means,
     record: &Record,
     machine: Option<Arc<dyn Instance>>,
-) -> Outcome {
+) -> Result<Outcome, Outcome> {
     let host = &means.host;
     if let Some(machine) = machine.as_deref() {
         if microvm::is_told_of_its_end(record)
@@ -190,21 +191,28 @@ pub(crate) async fn teardown(
         lifecycle::power_off(machine).await;
     }
     // The machine is held to the end: it knows best what of it is left.
-    until_done(record, "teardown", || host.teardown(record)).await;
-    Outcome::new(Event::TornDown, None)
+    let teardown = || host.teardown(record);
+    until_done(means, record, "teardown", teardown).await?;
+    Ok(Outcome::new(Event::TornDown, None))
 }
 
 /// Ends the machine of a MicroVM that is kept whole, however often that fails: nobody would look for it again
 /// before the MicroVM wakes, and it holds memory and a slot.
-async fn end_machine(means: &Means, record: &Record) {
+async fn end_machine(means: &Means, record: &Record) -> Result<(), Outcome> {
     let end = || means.host.end_machine(record);
-    until_done(record, "end of machine", end).await;
+    until_done(means, record, "end of machine", end).await
+}
+
+/// Whether the MicroVM is kept whole.
+async fn is_kept(means: &Means, record: &Record) -> Result<bool, Outcome> {
+    let look = || means.host.is_kept(record);
+    until_done(means, record, "look for snapshot", look).await
 }
 
 /// Finds the machine that an earlier daemon left; none only where it is known to be gone.
-async fn find(means: &Means, record: &Record) -> Option<Arc<dyn Instance>> {
+async fn find(means: &Means, record: &Record) -> Result<Option<Arc<dyn Instance>>, Outcome> {
     let look = || means.host.adopt(record);
-    until_done(record, "adoption of machine", look).await
+    until_done(means, record, "adoption of machine", look).await
 }
 
 /// Does what is the host's alone, when it is its turn. Nothing in it may wait for a guest, which could keep the turn
@@ -215,32 +223,49 @@ async fn in_turn<T>(means: &Means, work: impl Future<Output = T>) -> T {
 }
 
 /// Tries until it works: what else could be done would harm the MicroVM or leave something of it behind. Short of that
-/// the wait ends with the effect, which a terminate or the end of the longest life drops, if it is no teardown.
-async fn until_done<T, F>(record: &Record, what: &str, attempt: impl Fn() -> F) -> T
+/// the wait ends with the effect, which a terminate or the end of the longest life drops, if it is no teardown; and a
+/// daemon that stops does not wait for what has failed once.
+async fn until_done<T, F>(
+    means: &Means,
+    record: &Record,
+    what: &str,
+    attempt: impl Fn() -> F,
+) -> Result<T, Outcome>
 where
     F: Future<Output = Result<T, LifecycleError>>,
 {
+    let failed = CancellationToken::new();
     let told = |error: &LifecycleError| {
         tracing::error!(microvm = %record.id, error = chain(error), "{what} failed; trying again");
+        failed.cancel();
     };
-    retry::until_done(attempt, told).await
+    let given_up = async {
+        failed.cancelled().await;
+        means.stop.cancelled().await;
+    };
+    tokio::select! {
+        biased;
+        done = retry::until_done(attempt, told) => Ok(done),
+        () = given_up => Err(Outcome::unfinished()),
+    }
 }
 
-/// Tries until it works or the machine ends. The MicroVM's state is in this machine and nowhere else, so nothing less
-/// than its end gives it up: no time limit, no silent agent, no failing disk.
+/// Tries the last step of a transition until it works or the machine ends. The MicroVM's state is in this machine and
+/// nowhere else, so nothing less than its end gives it up: no time limit, no silent agent, no failing disk.
 async fn unless_gone<F>(
+    means: &Means,
     record: &Record,
     machine: &dyn Instance,
-    what: &str,
+    (transition, step): (&str, &str),
     attempt: impl Fn() -> F,
-) -> Result<(), LifecycleError>
+) -> Result<(), Outcome>
 where
     F: Future<Output = Result<(), LifecycleError>>,
 {
     tokio::select! {
         biased;
-        reason = machine.exited() => Err(LifecycleError::gone(reason)),
-        () = until_done(record, what, attempt) => Ok(()),
+        reason = machine.exited() => Err(lost(transition, record, &LifecycleError::gone(reason))),
+        done = until_done(means, record, step, attempt) => done,
     }
 }
 

@@ -196,6 +196,24 @@ fn microvm_whose_agent_is_silent_after_a_failed_suspend_is_terminated() {
 }
 
 #[test]
+fn daemon_that_stops_does_not_wait_for_an_agent_that_is_silent_and_the_next_one_asks_it_again() {
+    let lab = Lab::new();
+    let vm = lab.day(async |daemon| {
+        let vm = silent_after_a_failed_suspend(&daemon).await;
+        let began = Instant::now();
+        daemon.node.stop().await;
+        assert!(began.elapsed() < AT_ONCE, "took {:?}", began.elapsed());
+        vm
+    });
+    lab.stage.turn_back(lab.dir(&vm).path());
+    lab.day(async |daemon| {
+        let vm = daemon.until(&vm, State::Suspended).await;
+        assert_eq!(daemon.count(&vm).await, 1);
+        daemon.assert_at_rest().await;
+    });
+}
+
+#[test]
 fn microvm_whose_agent_is_silent_as_it_wakes_runs_on_once_it_speaks() {
     let lab = Lab::new();
     lab.day(async |daemon| {
