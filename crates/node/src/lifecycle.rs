@@ -214,17 +214,27 @@ impl Host {
     }
 
     /// Restores what was kept and takes it into use: from here on the state is the machine's alone, which is paused,
-    /// its app frozen. When it fails the MicroVM is kept as it was, and a machine that may be left has not run.
+    /// its app frozen. When it fails a machine that may be left has not run, and [`Host::put_back`] is next.
     pub(crate) async fn wake(&self, record: &Record) -> Result<Arc<dyn Instance>, LifecycleError> {
         let dir = self.layout.vm(&record.id);
         let machine = self.restore_kept(record, &dir).await?;
         // From the rename on the machine may write to its disk, so the snapshot no longer fits it.
-        if let Err(error) = rename_durably(&dir.suspended(), &dir.consumed()).await {
-            // It may be done all the same, only not durably.
-            let _ = tokio::fs::rename(dir.consumed(), dir.suspended()).await;
-            return Err(io_error("take snapshot into use")(error));
-        }
+        rename_durably(&dir.suspended(), &dir.consumed())
+            .await
+            .map_err(io_error("take snapshot into use"))?;
         Ok(machine)
+    }
+
+    /// Takes a failed wake back: the snapshot may have lost its name all the same, only not durably. A failure changes
+    /// nothing, and it can be called again.
+    pub(crate) async fn put_back(&self, record: &Record) -> Result<(), LifecycleError> {
+        if self.is_kept(record).await? {
+            return Ok(());
+        }
+        let dir = self.layout.vm(&record.id);
+        tokio::fs::rename(dir.consumed(), dir.suspended())
+            .await
+            .map_err(io_error("put snapshot back"))
     }
 
     /// Deletes the snapshot that a machine has run on from.

@@ -169,6 +169,9 @@ async fn awake(means: &Means, record: &Record) -> Result<Arc<dyn Instance>, Outc
         Ok(machine) => Ok(machine),
         Err(error) => {
             let reason = failed("resume", record, &error);
+            // Until then the machine counts as the only place of the state, so it is not ended before.
+            let put_back = || host.put_back(record);
+            until_done(means, record, "return of snapshot", put_back).await?;
             end_machine(means, record).await?;
             Err(Outcome::new(Event::ResumeFailed(reason), None))
         }
