@@ -109,6 +109,16 @@ impl Host {
             .map_err(io_error("look for snapshot"))
     }
 
+    /// Whether there is room for a snapshot: writing to a full disk, the guest would stop until there is.
+    pub(crate) async fn find_room(&self, record: &Record) -> Result<(), LifecycleError> {
+        let free = disk::free_bytes(self.layout.vm(&record.id).path()).await;
+        if free.map_err(io_error("look for room for snapshot"))? < limits::DISK_FULL_BYTES {
+            let full = rustix::io::Errno::NOSPC.into();
+            return Err(io_error("find room for snapshot")(full));
+        }
+        Ok(())
+    }
+
     /// Lets requests in flight end, then tells the app that it is about to sleep, unless a suspend that a crash
     /// cut off has told it before.
     pub(crate) async fn before_suspend(
@@ -146,12 +156,8 @@ impl Host {
         record: &Record,
         machine: &dyn Instance,
     ) -> Result<(), LifecycleError> {
-        // Writing to a full disk, the guest would stop until there is room.
-        let free = disk::free_bytes(self.layout.vm(&record.id).path()).await;
-        if free.map_err(io_error("look for room for snapshot"))? < limits::DISK_FULL_BYTES {
-            let full = rustix::io::Errno::NOSPC.into();
-            return Err(io_error("find room for snapshot")(full));
-        }
+        // Requests in flight and the hook may have taken long, and written much.
+        self.find_room(record).await?;
         let freeze = async {
             // A suspend that a crash cut off may have left it paused, and then its agent is silent.
             machine.resume().await?;

@@ -97,16 +97,31 @@ pub(crate) async fn suspend(
     // After a crash it may be whole already.
     if !is_kept(means, record).await? {
         let machine = match machine {
-            Some(machine) => Some(machine),
-            None => find(means, record).await?,
+            Some(machine) => {
+                has_room(means, record, &machine).await?;
+                machine
+            }
+            // An earlier daemon may have frozen it: whatever fails now, it is thawed.
+            None => find(means, record).await?.ok_or_else(Outcome::gone)?,
         };
-        let machine = machine.ok_or_else(Outcome::gone)?;
         keep(means, record, machine, gate).await?;
     }
     // The snapshot is whole and has its name: from here on the MicroVM is asleep, come what may.
     gate.cut();
     end_machine(means, record).await?;
     Ok(Outcome::new(Event::Suspended, None))
+}
+
+/// Fails a suspend that has no room before anything is asked of the MicroVM.
+async fn has_room(
+    means: &Means,
+    record: &Record,
+    machine: &Arc<dyn Instance>,
+) -> Result<(), Outcome> {
+    means.host.find_room(record).await.map_err(|error| {
+        let reason = failed("suspend", record, &error);
+        Outcome::new(Event::SuspendFailed(reason), Some(Arc::clone(machine)))
+    })
 }
 
 /// Keeps memory and disk of a MicroVM once its app knows; where that fails the outcome says so, and the MicroVM runs

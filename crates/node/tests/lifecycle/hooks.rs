@@ -202,6 +202,26 @@ fn an_app_that_was_told_to_sleep_and_does_not_is_told_to_go_on() {
     });
 }
 
+#[test]
+fn a_suspend_that_has_no_room_asks_nothing_of_the_app() {
+    let lab = Lab::new();
+    lab.day(async |daemon| {
+        let vm = daemon.running(with(&daemon, ALL)).await;
+        let before = daemon.ask(&vm, "GET /hooks").await.unwrap();
+        // How much room there is cannot be told where there is no folder.
+        let (folder, away) = (daemon.dir(&vm), daemon.root().join("away"));
+        std::fs::rename(folder.path(), &away).unwrap();
+        daemon.command(&vm, Event::SuspendRequested).await.unwrap();
+        daemon.until_count(&vm, State::Running, 2).await;
+        std::fs::rename(&away, folder.path()).unwrap();
+        assert_eq!(daemon.ask(&vm, "GET /hooks").await.unwrap(), before);
+        let reason = daemon.stored(&vm).await.value.state_reason.unwrap();
+        assert!(reason.contains("look for room"), "{reason}");
+        daemon.suspend(&vm).await;
+        daemon.assert_at_rest().await;
+    });
+}
+
 /// A hook that is held tells of itself by the time that it takes.
 #[test]
 fn the_terminate_hook_is_called_for_a_wish_and_for_age_and_changes_nothing() {
