@@ -15,6 +15,7 @@ use dormouse_core::hook::Hook;
 use dormouse_core::microvm::{self, Event, Record};
 use std::error::Error;
 use std::sync::Arc;
+use tokio::sync::SemaphorePermit;
 use tokio_util::sync::CancellationToken;
 
 /// What an effect came to: the event to take next, if the state changes, and the machine that now runs.
@@ -138,7 +139,8 @@ async fn keep(
     }
     let kept = async {
         host.freeze(record, &*machine).await?;
-        in_turn(means, host.keep(record, &*machine)).await
+        let _turn = turn_of(means, &*machine).await?;
+        host.keep(record, &*machine).await
     };
     let Err(error) = kept.await else {
         return Ok(());
@@ -238,6 +240,18 @@ async fn find(means: &Means, record: &Record) -> Result<Option<Arc<dyn Instance>
 async fn in_turn<T>(means: &Means, work: impl Future<Output = T>) -> T {
     let _turn = means.transitions.acquire().await;
     work.await
+}
+
+/// Waits for the turn of a machine as long as it lives. There is always a permit: the semaphore is never closed.
+async fn turn_of<'a>(
+    means: &'a Means,
+    machine: &dyn Instance,
+) -> Result<Option<SemaphorePermit<'a>>, LifecycleError> {
+    tokio::select! {
+        biased;
+        reason = machine.exited() => Err(LifecycleError::gone(reason)),
+        turn = means.transitions.acquire() => Ok(turn.ok()),
+    }
 }
 
 /// Tries until it works: what else could be done would harm the MicroVM or leave something of it behind. Short of that

@@ -260,6 +260,21 @@ fn machine_that_ends_during_a_suspend_is_noticed_at_once() {
 }
 
 #[test]
+fn machine_that_ends_as_it_waits_for_its_turn_to_be_kept_is_noticed_at_once() {
+    let lab = Lab::new();
+    lab.day(async |daemon| {
+        let vm = daemon.running(daemon.record()).await;
+        let transitions = &daemon.means.transitions;
+        let all = limits::TRANSITIONS_AT_ONCE as u32;
+        let _turns = transitions.acquire_many(all).await.unwrap();
+        daemon.command(&vm, Event::SuspendRequested).await.unwrap();
+        sleep(limits::DRAIN_TIMEOUT).await;
+        assert_eq!(daemon.stored(&vm).await.value.state, State::Suspending);
+        crash_is_noticed_at_once(&daemon, &vm).await;
+    });
+}
+
+#[test]
 fn failed_restore_leaves_it_asleep_and_whole_and_the_next_request_wakes_it() {
     let lab = Lab::new();
     lab.day(async |daemon| {
