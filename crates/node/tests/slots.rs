@@ -24,7 +24,7 @@ use std::collections::HashSet;
 use std::io::{ErrorKind, Read};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tokio::io::AsyncReadExt;
 
 const SHORT: Duration = Duration::from_secs(1);
@@ -60,15 +60,14 @@ fn hear(inbox: &UdpSocket) -> Result<String, ErrorKind> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn netns_pool_keeps_slots_ready_and_hands_them_out_fast() {
+async fn netns_pool_keeps_slots_ready_and_hands_them_out() {
     let lab = Lab::new(1);
     let pool = pool(&lab, 3).await;
     lab.wait_for_slots(3).await;
 
-    let started = Instant::now();
+    let ready = lab.slots();
     let slot = pool.acquire().await.unwrap();
-    let took = started.elapsed();
-    assert!(took < Duration::from_millis(20), "acquire took {took:?}");
+    assert!(ready.contains(slot.name()), "it was made in the call");
 
     // The one taken is made up for.
     lab.wait_for_slots(4).await;

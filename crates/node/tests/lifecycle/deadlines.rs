@@ -142,10 +142,10 @@ fn suspended_duration_goes_on_while_no_daemon_runs() {
     });
 }
 
-/// A record whose life is over in half a second.
+/// A record whose life is over in five seconds: what comes before that writes to a real disk.
 fn short_lived(lab: &Lab) -> Record {
     Record {
-        started_at: ago(59_500),
+        started_at: ago(55_000),
         max_duration_s: 60,
         ..lab.record()
     }

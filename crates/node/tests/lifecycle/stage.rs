@@ -49,6 +49,8 @@ pub(crate) struct Stage {
 struct Inner {
     holds: Mutex<Vec<(Point, Arc<Held>)>>,
     machines: Mutex<Vec<(PathBuf, Arc<dyn Instance>)>>,
+    /// The folders that were reaped, as often as they were.
+    reaped: Mutex<Vec<PathBuf>>,
     /// Folders of machines whose agents are not ours any more.
     turned: Mutex<HashMap<PathBuf, Malice>>,
 }
@@ -121,6 +123,12 @@ impl Stage {
         here.map(|(_, machine)| Arc::clone(machine)).collect()
     }
 
+    /// How often what was left in this folder was to be ended.
+    pub(crate) fn reaps(&self, run_dir: &Path) -> usize {
+        let reaped = self.inner.reaped.lock().unwrap();
+        reaped.iter().filter(|dir| *dir == run_dir).count()
+    }
+
     fn show(&self, run_dir: &Path, machine: Box<dyn Instance>) -> Box<dyn Instance> {
         let machine: Arc<dyn Instance> = Arc::from(machine);
         let mut machines = self.inner.machines.lock().unwrap();
@@ -164,6 +172,7 @@ impl Vmm for Stage {
     }
 
     async fn reap(&self, run_dir: &Path) -> Result<(), VmmError> {
+        self.inner.reaped.lock().unwrap().push(run_dir.to_owned());
         self.pass(Point::BeforeReap).await;
         self.fake.reap(run_dir).await?;
         self.pass(Point::AfterReap).await;
