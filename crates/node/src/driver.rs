@@ -64,6 +64,8 @@ pub struct Driver {
     gate: Arc<Gate>,
     row: Versioned<Record>,
     machine: Option<Arc<dyn Instance>>,
+    /// Whether the machine of a running MicroVM is still being looked for.
+    looking: bool,
     inbox: mpsc::Receiver<Command>,
     work: Option<BoxFuture<'static, Outcome>>,
     exit: Option<BoxFuture<'static, String>>,
@@ -104,6 +106,7 @@ impl Driver {
             gate,
             row,
             machine: None,
+            looking: false,
             inbox,
             work: None,
             exit: None,
@@ -118,6 +121,7 @@ impl Driver {
                 Input::Command(command) => self.obey(command).await,
                 Input::Outcome(outcome) => {
                     self.work = None;
+                    self.looking = false;
                     if outcome.machine.is_some() {
                         self.machine = outcome.machine;
                     }
@@ -153,6 +157,7 @@ impl Driver {
     /// A host that has just started many is slow to answer. Beside the loop, it is asked until it does: what cannot be
     /// told does not end a MicroVM, and wishes are heard meanwhile.
     fn look_for_machine(&mut self) {
+        self.looking = true;
         let (means, record) = (Arc::clone(&self.means), self.row.value.clone());
         self.work = Some(Box::pin(async move {
             transition::recover(&means, &record)
@@ -289,6 +294,7 @@ impl Driver {
             Effect::Suspend | Effect::Teardown => self.machine.take(),
             Effect::Launch | Effect::Resume => None,
         };
+        let looking = std::mem::take(&mut self.looking);
         self.exit = None;
         let means = Arc::clone(&self.means);
         let gate = Arc::clone(&self.gate);
@@ -298,7 +304,13 @@ impl Driver {
                 Effect::Launch => Ok(transition::launch(&means, &record).await),
                 Effect::Suspend => transition::suspend(&means, &record, machine, &gate).await,
                 Effect::Resume => transition::resume(&means, &record).await,
-                Effect::Teardown => transition::teardown(&means, &record, machine).await,
+                Effect::Teardown => {
+                    let machine = match looking {
+                        true => transition::look_once(&means, &record).await,
+                        false => machine,
+                    };
+                    transition::teardown(&means, &record, machine).await
+                }
             };
             outcome.unwrap_or_else(|early| early)
         }));

@@ -10,12 +10,13 @@ use crate::gate::Gate;
 use crate::lifecycle::{self, HookFailed, LifecycleError};
 use crate::retry;
 use crate::vmm::{Instance, VmmError};
-use dormouse_core::chain;
 use dormouse_core::hook::Hook;
 use dormouse_core::microvm::{self, Event, Record};
+use dormouse_core::{chain, limits};
 use std::error::Error;
 use std::sync::Arc;
 use tokio::sync::SemaphorePermit;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 /// What an effect came to: the event to take next, if the state changes, and the machine that now runs.
@@ -233,6 +234,12 @@ async fn is_kept(means: &Means, record: &Record) -> Result<bool, Outcome> {
 async fn find(means: &Means, record: &Record) -> Result<Option<Arc<dyn Instance>>, Outcome> {
     let look = || means.host.adopt(record);
     until_done(means, record, "adoption of machine", look).await
+}
+
+/// Looks once more for the machine of a MicroVM that is to end, so that its app is told; the end does not hang on it.
+pub(crate) async fn look_once(means: &Means, record: &Record) -> Option<Arc<dyn Instance>> {
+    let look = timeout(limits::POWEROFF_TIMEOUT, means.host.adopt(record));
+    look.await.ok()?.ok()?
 }
 
 /// Does what is the host's alone, when it is its turn. Nothing in it may wait for a guest, which could keep the turn

@@ -252,6 +252,25 @@ fn the_terminate_hook_is_called_for_a_wish_and_for_age_and_changes_nothing() {
 }
 
 #[test]
+fn the_terminate_hook_is_called_while_the_machine_is_still_being_looked_for() {
+    let lab = Lab::new();
+    let vm = lab.day(async |daemon| {
+        let vm = daemon.running(with(&daemon, ALL)).await;
+        prepare(&daemon, &vm, "terminate", "hold").await;
+        vm
+    });
+    for _ in 0..2 {
+        lab.stage.fake.fail_next(Failure::Adopt);
+    }
+    lab.day(async |daemon| {
+        let began = Instant::now();
+        daemon.terminate(&vm).await;
+        assert!(began.elapsed() >= LIMIT, "{:?}", began.elapsed());
+        daemon.assert_at_rest().await;
+    });
+}
+
+#[test]
 fn the_terminate_hook_is_not_called_when_the_app_ends_or_sleeps() {
     let lab = Lab::new();
     lab.day(async |daemon| {
