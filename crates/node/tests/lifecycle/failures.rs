@@ -238,10 +238,14 @@ fn guest_that_takes_minutes_to_write_to_its_disk_is_suspended_all_the_same() {
         let hold = daemon.stage.hold(Point::BeforeConnect);
         daemon.command(&vm, Event::SuspendRequested).await.unwrap();
         hold.reached().await;
-        sleep(limits::SUSPEND_TIMEOUT - Duration::from_secs(10)).await;
+        // No request waits for as long as that.
+        let refused = daemon.knock(&vm).await;
+        assert!(matches!(refused, Err(OpenError::WakeFailed)), "{refused:?}");
+        sleep(limits::SUSPEND_TIMEOUT - limits::WAKE_TIMEOUT - Duration::from_secs(10)).await;
         hold.release();
         let vm = daemon.until(&vm, State::Suspended).await;
         assert_eq!(vm.state_reason, None);
+        daemon.knock(&vm).await.unwrap();
     });
 }
 
