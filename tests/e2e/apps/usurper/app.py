@@ -82,7 +82,8 @@ def tunnel(connection, fields):
 
 MALICE = {
     "silence": lambda connection: time.sleep(1e6),
-    "noise": lambda connection: flood(connection, b"", os.urandom(65536)),
+    # An end of a line may precede an answer: what begins with one is another kind of noise.
+    "noise": lambda connection: flood(connection, b"\xff", os.urandom(65536)),
     "endless head": lambda connection: flood(connection, OK, b"a: b\r\n" * 1000),
     "endless body": lambda connection: flood(connection, OK + b"\r\n", b"x" * 65536),
     "endless tunnel": lambda connection: tunnel(connection, b"Content-Length: 99999999999\r\n"),
@@ -93,9 +94,9 @@ MALICE = {
 class Handler(BaseHTTPRequestHandler):
     def do_POST(self):
         malice = dict(parse_qsl(urlsplit(self.path).query))["malice"]
-        threading.Thread(target=usurp, args=(malice,), daemon=True).start()
         self.send_response(204)
         self.end_headers()
+        threading.Thread(target=usurp, args=(malice,), daemon=True).start()
 
 
 ThreadingHTTPServer(("", 8080), Handler).serve_forever()
