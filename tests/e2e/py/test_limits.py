@@ -1,6 +1,7 @@
 """What an endpoint carries, what is beyond, and what its owner and operator see of it. See CONFIG in conftest."""
 
 import concurrent.futures
+import contextlib
 import http.client
 import json
 import time
@@ -11,7 +12,7 @@ from botocore.awsrequest import AWSRequest
 from botocore.credentials import Credentials
 from conftest import APPS, LIMITED_IN_FLIGHT, LIMITED_MIB
 from harness.artifact import zip_folder
-from harness.endpoint import TOKEN_HEADER
+from harness.endpoint import TOKEN_HEADER, Connection
 from harness.polling import until
 
 MB = 1_000_000
@@ -50,21 +51,29 @@ def all_metrics(daemon):
 
 
 def test_more_in_flight_than_the_size_allows_is_429(limited, cloud):
-    with concurrent.futures.ThreadPoolExecutor(LIMITED_IN_FLIGHT) as pool:
-        held = [pool.submit(limited.endpoint.get, "/stream?count=8&pause=0.5") for _ in range(LIMITED_IN_FLIGHT)]
-        until(lambda: own_metrics(cloud, limited)["inFlight"], "all are in flight", 30,
-              when=lambda found: found >= LIMITED_IN_FLIGHT)
+    with contextlib.ExitStack() as held:
+        for _ in range(LIMITED_IN_FLIGHT):
+            answer = held.enter_context(endless_answer(limited))
+            assert (answer.status, answer.readline()) == (200, b"0\n")
+        assert own_metrics(cloud, limited)["inFlight"] == LIMITED_IN_FLIGHT
         refused = limited.endpoint.get("/")
         assert (refused.status, refused.headers["retry-after"], refused.body) == (429, "1", b"")
-        assert [answer.result().status for answer in held] == [200] * LIMITED_IN_FLIGHT
-    assert limited.endpoint.get("/").status == 200
+    until(lambda: limited.endpoint.get("/").status, "there is room again", 60, when=lambda status: status == 200)
+
+
+@contextlib.contextmanager
+def endless_answer(vm):
+    """An answer that goes on for longer than any test."""
+    with contextlib.closing(Connection(vm.address, vm.cloud.ca_file)) as connection:
+        connection.request("GET", "/stream?count=1000&pause=0.5", headers=vm.endpoint.headers())
+        yield connection.getresponse()
 
 
 def test_bandwidth_is_paced(limited):
     began = time.monotonic()
     assert len(limited.endpoint.get(f"/download?bytes={3 * MB}").body) == 3 * MB
     took = time.monotonic() - began
-    assert 2.5 < took < 8, f"{took} s for 3 MB at 1 MB/s"
+    assert took > 2.5, f"{took} s for 3 MB at 1 MB/s"
 
 
 def test_held_requests_are_all_answered(limited):
@@ -78,14 +87,15 @@ def test_held_requests_are_all_answered(limited):
 def test_operator_and_owner_see_it(limited, cloud, daemon):
     answer = limited.endpoint.get("/state?a=secret", traceparent="00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01")
     request_id = answer.headers["x-amzn-requestid"]
-    [line] = until(lambda: [line for line in daemon.log.read_text().splitlines() if request_id in line], "it is logged", 10)
+    [line] = until(lambda: [line for line in daemon.log.read_text().splitlines() if request_id in line], "it is logged")
     fields = json.loads(line)["fields"]
     assert (fields["microvm"], fields["path"], fields["status"]) == (limited.id, "/state", 200)
     assert fields["trace_id"] == "4bf92f3577b34da6a3ce929d0e0e4736"
     assert fields["bytes_out"] == len(answer.body)
     assert "secret" not in line and limited.endpoint.token not in line and TOKEN_HEADER.lower() not in line
-    own, everything = own_metrics(cloud, limited), all_metrics(daemon)
-    assert own["answers2xx"] >= 1 and own["inFlight"] == 0
+    own = until(lambda: own_metrics(cloud, limited), "nothing is in flight", when=lambda found: found["inFlight"] == 0)
+    everything = all_metrics(daemon)
+    assert own["answers2xx"] >= 1
     label = f'microvm="{limited.id}"'
     assert everything[f'dormouse_microvm_answers_total{{{label},class="2xx"}}'] == own["answers2xx"]
     assert everything[f"dormouse_microvm_held_total{{{label}}}"] == own["held"] >= 1
