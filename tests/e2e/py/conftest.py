@@ -185,7 +185,7 @@ def beside(request, cloud, probe_image):
 @pytest.fixture
 def outcome(request, beside):
     """What this test's scenario returned; raises what it raised."""
-    return beside[request.node.name].result(timeout=240)
+    return beside[request.node.name].result(timeout=480)
 
 
 @pytest.fixture(scope="session", autouse=True)

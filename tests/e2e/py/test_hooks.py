@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from harness.artifact import zip_folder
 from harness.cloud import ENDED, ImageFailed
+from harness.polling import until
 
 APPS = Path(__file__).parent.parent / "apps"
 CHECK = "Please check your hook endpoint and application logs for more details."
@@ -181,9 +182,13 @@ def test_terminate_hook_is_waited_for_and_changes_nothing(vm):
 
 def test_app_that_ends_is_502_at_once_and_the_microvm_ends_later(vm):
     vm.endpoint.post("/exit/7")
-    time.sleep(1.5)
-    answer = vm.endpoint.get("/")
-    assert (answer.status, answer.body) == (502, b"")
+
+    def answer():
+        found = vm.endpoint.get("/")
+        return found.status, found.body
+
+    # The microVM is there for 15 s more.
+    until(answer, "there is no app", 12, when=lambda found: found == (502, b""))
     assert vm.state == "RUNNING"
     assert ended(vm) == "Container Stopped with Exit Code: 7"
 
