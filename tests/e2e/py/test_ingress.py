@@ -17,6 +17,8 @@ MISSING = (403, b"Request missing authentication")
 FAILED = (403, b"Token authentication failed")
 PORT_DENIED = (403, b"Access to port denied")
 UNREACHABLE = (502, b"")
+# The server ends those that are slow to send a head after 15 s. Whoever waits for that has been kept waiting.
+SLOW_END_S = 12
 
 
 def outcome(answer):
@@ -135,12 +137,14 @@ def test_large_body_down(shared):
 def test_answer_streams(shared, cloud):
     connection = Connection(shared.address, cloud.ca_file)
     with contextlib.closing(connection):
-        began = time.monotonic()
-        connection.request("GET", "/stream?count=4&pause=1", headers=shared.endpoint.headers())
+        connection.request("GET", "/stream?count=3&pause=2", headers=shared.endpoint.headers())
         response = connection.getresponse()
-        assert response.readline() == b"0\n"
-        assert time.monotonic() - began < 2, "the first line comes before the last is made"
-        assert response.read() == b"1\n2\n3\n"
+        lines, times = [], []
+        while line := response.readline():
+            lines.append(line)
+            times.append(time.monotonic())
+    assert lines == [b"0\n", b"1\n", b"2\n"]
+    assert times[-1] - times[0] > 1, "the first line comes before the last is made"
 
 
 def test_many_requests_at_once(shared):
@@ -223,7 +227,7 @@ def test_slow_sender_does_not_keep_others_waiting(shared, cloud):
             slow.append(connection)
         began = time.monotonic()
         assert shared.endpoint.get("/").status == 200
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < SLOW_END_S
     finally:
         for connection in slow:
             connection.close()

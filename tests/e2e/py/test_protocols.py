@@ -202,12 +202,12 @@ def test_grpc_client_stream(channel, metadata):
 
 
 def test_grpc_server_stream(channel, metadata):
-    began, times = time.monotonic(), []
-    for number, message in enumerate(channel.unary_stream("/echo.Echo/Count")(b"5", metadata=metadata, timeout=60)):
+    times = []
+    for number, message in enumerate(channel.unary_stream("/echo.Echo/Count")(b"3", metadata=metadata, timeout=60)):
         assert message == b"%d" % number
-        times.append(time.monotonic() - began)
-    assert len(times) == 5
-    assert times[-1] - times[0] > 0.3, "each message comes when it is sent"
+        times.append(time.monotonic())
+    assert len(times) == 3
+    assert times[-1] - times[0] > 0.5, "each message comes when it is sent, a second after the one before"
 
 
 def test_grpc_bidirectional_stream(channel, metadata):
@@ -286,9 +286,8 @@ def test_each_event_arrives_when_it_is_sent(protocols):
         while line := response.readline():
             if line.startswith(b"id: "):
                 times.append(time.monotonic())
-    gaps = [later - earlier for earlier, later in zip(times, times[1:], strict=False)]
-    assert len(gaps) == 4
-    assert min(gaps) > 0.1, gaps
+    assert len(times) == 3
+    assert times[-1] - times[0] > 0.5, "each comes when it is sent, a second after the one before"
 
 
 def test_app_that_serves_tls_itself(protocols):

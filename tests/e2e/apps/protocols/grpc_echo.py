@@ -9,7 +9,7 @@ import h2.exceptions
 
 PREFIX = 5
 OK, INVALID_ARGUMENT = "0", "3"
-PAUSE_S = 0.1
+PAUSE_S = 1
 
 
 class Call:
