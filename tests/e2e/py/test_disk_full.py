@@ -1,6 +1,7 @@
 """A full disk: a clear state, nothing corrupt, and all is well once there is room again."""
 
 import concurrent.futures
+import operator
 
 import pytest
 from botocore.exceptions import ClientError
@@ -15,9 +16,14 @@ STOPPED = "host disk is full: machine stopped"
 
 
 @pytest.fixture
-def full_disk(disk):
+def full_disk(disk, cloud):
     """Fills the data directory's file system for as long as it is entered."""
-    return lambda: disk.full(LEFT_BYTES)
+    def fill():
+        # What is still ending gives room back.
+        until(lambda: "TERMINATING" in cloud.states().values(), "nothing is ending", 60, when=operator.not_)
+        return disk.full(LEFT_BYTES)
+
+    return fill
 
 
 def test_suspend(vm, full_disk):
@@ -66,7 +72,7 @@ def wait_for_stop(cloud, vm, times=1):
     def stops():
         return sum(STOPPED in line and vm.id in line for line in cloud.daemon.log.read_text().splitlines())
 
-    until(stops, f"{vm.id} is stopped {times} times", 30, when=lambda found: found >= times)
+    until(stops, f"{vm.id} is stopped {times} times", 90, when=lambda found: found >= times)
 
 
 def test_build(cloud, full_disk):

@@ -49,7 +49,7 @@ def ip(*arguments):
 
 def is_open(host, port):
     with contextlib.suppress(OSError):
-        socket.create_connection((host, port), timeout=1).close()
+        socket.create_connection((host, port), timeout=3).close()
         return True
     return False
 
@@ -101,7 +101,8 @@ def test_no_address_of_the_host_answers(app, lan, open_port):
     assert LAN_HOST in addresses
     assert len(addresses) >= 2
     for address in addresses:
-        socket.create_connection((address, open_port), timeout=3).close()
+        # One of a slot's may go meanwhile.
+        assert is_open(address, open_port) or address not in host_addresses(), address
     assert_unreachable(app, addresses, [open_port])
 
 

@@ -18,6 +18,8 @@ NEVER = (600, 28_800, True)
 OPERATIONS = 201
 CLIENTS = 3
 CYCLES = 100
+# A second apart.
+LOOKS = 4
 
 
 class Walk:
@@ -64,7 +66,7 @@ def test_two_hundred_random_operations_leave_nothing_behind(cloud, probe_image):
     print(f"DORMOUSE_TEST_SEED={SEED}")
     # What the tests before this one had is still being given back.
     until(lambda: "TERMINATING" in cloud.states().values(), "nothing is ending", 60, when=operator.not_)
-    before = kinds()
+    before = settled_kinds()
     with concurrent.futures.ThreadPoolExecutor(CLIENTS) as pool:
         walks = [pool.submit(Walk, cloud, probe_image, f"{SEED}-{n}") for n in range(CLIENTS)]
         walks = [walk.result() for walk in walks]
@@ -79,12 +81,24 @@ def test_two_hundred_random_operations_leave_nothing_behind(cloud, probe_image):
         everything[walk.vm.id] = walk.vm.wait("TERMINATED")["state"]
     assert not discrepancies(cloud.daemon, everything)
     # Spare slots are made in the background.
-    until(kinds, f"there is again {before}", when=lambda found: found == before)
+    until(kinds, f"there is again {before}", 60, when=lambda found: found == before)
 
 
 def kinds():
     """How many namespaces, links, control groups and tables there are."""
     return collections.Counter(name.split()[0] for name in slots())
+
+
+def settled_kinds():
+    """The same once nothing is made or deleted in the background any more: when several looks see it alike."""
+    looks = []
+
+    def look():
+        looks.append(kinds())
+        return looks[-LOOKS:]
+
+    until(look, "nothing comes or goes", 60, 1, when=lambda last: len(last) == LOOKS and last.count(last[0]) == LOOKS)
+    return looks[-1]
 
 
 def test_memory_and_disk_are_the_same_after_a_hundred_cycles(vm):

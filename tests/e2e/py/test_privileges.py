@@ -1,5 +1,6 @@
 """What the daemon keeps of root's rights while it runs: this list, and nothing besides."""
 
+import contextlib
 import re
 from pathlib import Path
 
@@ -13,10 +14,10 @@ KEPT = {
 
 def test_every_thread_has_the_listed_capabilities_at_most(cloud):
     kept = sum(1 << number for number in KEPT.values())
-    threads = list(Path(f"/proc/{cloud.daemon.process.pid}/task").iterdir())
-    assert len(threads) > 1
-    for thread in threads:
-        status = fields(thread / "status")
+    process = cloud.daemon.process.pid
+    threads = statuses(Path(f"/proc/{process}/task"))
+    assert len(threads) > 1 and process in threads
+    for status in threads.values():
         for held in ("CapBnd", "CapPrm", "CapEff"):
             beyond = int(status[held], 16) & ~kept
             assert not beyond, f"{held} of {status['Name']} has {beyond:#x} besides"
@@ -28,6 +29,15 @@ def test_its_memory_is_not_shown_or_dumped(cloud):
     process = Path(f"/proc/{cloud.daemon.process.pid}")
     limits = (process / "limits").read_text()
     assert re.search(r"^Max core file size +0 +0 ", limits, re.MULTILINE)
+
+
+def statuses(tasks):
+    """What is said of each thread, by its id; some go meanwhile."""
+    found = {}
+    for thread in tasks.iterdir():
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            found[int(thread.name)] = fields(thread / "status")
+    return found
 
 
 def fields(path):
