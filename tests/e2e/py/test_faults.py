@@ -16,6 +16,7 @@ import pytest
 import wire_check
 from botocore.exceptions import BotoCoreError, ClientError
 from harness.artifact import zip_files
+from harness.daemon import START_TIMEOUT_S
 from harness.faults import Faults
 from harness.host import discrepancies
 from harness.polling import until
@@ -145,7 +146,7 @@ def perform(cloud, image, faults, operation, kill_at):
         faults.order()
         if daemon.process.poll() is not None:
             daemon.start()
-        vm = outcome.result(timeout=180)
+        vm = outcome.result(timeout=360)
     at_rest(cloud)
     operation.verify(vm)
     if vm and vm.state != "TERMINATED":
@@ -157,7 +158,7 @@ def perform(cloud, image, faults, operation, kill_at):
 
 def insist(ask, *arguments):
     """As a client does whom nobody answers. What came of the first time may refuse the second."""
-    deadline = time.monotonic() + 30
+    deadline = None
     while True:
         try:
             return ask(*arguments)
@@ -165,6 +166,8 @@ def insist(ask, *arguments):
             assert error.response["Error"]["Code"] in ("ConflictException", "ValidationException"), error
             return None
         except BotoCoreError:
+            # The next daemon has to start; what was asked before this one ended may have taken its time.
+            deadline = deadline or time.monotonic() + START_TIMEOUT_S
             if time.monotonic() > deadline:
                 raise
             time.sleep(0.1)
