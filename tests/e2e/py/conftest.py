@@ -7,6 +7,7 @@ DORMOUSE_TEST_ACCEL (default tcg) says how the guests are executed.
 import concurrent.futures
 import json
 import os
+import socket
 from pathlib import Path
 
 import interruptions
@@ -14,7 +15,7 @@ import pytest
 import wire_check
 from harness.artifact import zip_folder
 from harness.cloud import Cloud
-from harness.daemon import CACHE, Daemon, free_port
+from harness.daemon import CACHE, Daemon
 from harness.disk import SmallDisk
 
 HERE = Path(__file__).parent
@@ -97,7 +98,8 @@ def daemon(home):
     log = CACHE / "e2e.log"
     log.unlink(missing_ok=True)
     config = home / "daemon.toml"
-    ports = {name: free_port() for name in ("metrics_port", "plain_port", "connect_port", "registry_port")}
+    held = {name: hold_port() for name in ("metrics_port", "plain_port", "connect_port", "registry_port")}
+    ports = {name: holder.getsockname()[1] for name, holder in held.items()}
     config.write_text(CONFIG.format(**ports))
     daemon = Daemon(home / "data", log, options=["--config", str(config), "--accel", ACCEL, "--log-format", "json"])
     daemon.metrics_port, daemon.plain_port = ports["metrics_port"], ports["plain_port"]
@@ -107,10 +109,20 @@ def daemon(home):
     own_namespaces = network_namespaces() - namespaces
     yield daemon
     left = daemon.sweep()
+    for holder in held.values():
+        holder.close()
     assert not left, f"machines outlived the suite: {left}"
     left = network_namespaces() & own_namespaces
     assert not left, f"network slots outlived the daemon: {left}"
     assert not unexpected_lines(log), "\n".join(unexpected_lines(log))
+
+
+def hold_port():
+    """A socket that keeps a port from everybody who asks for any; who asks for this one may listen there."""
+    holder = socket.socket()
+    holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    holder.bind(("127.0.0.1", 0))
+    return holder
 
 
 def network_namespaces():
@@ -146,6 +158,12 @@ def unexpected_lines(log):
         if level in ("WARN", "ERROR") and not any(words in line for words in EXPECTED):
             unexpected.append(line)
     return unexpected
+
+
+def log_lines(log, words):
+    """The daemon's log lines that have these words in them. One that is being written is none yet."""
+    whole, _, _ = log.read_text(errors="replace").rpartition("\n")
+    return [line for line in whole.split("\n") if words in line]
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ import pytest
 from botocore.auth import SigV4Auth
 from botocore.awsrequest import AWSRequest
 from botocore.credentials import Credentials
-from conftest import APPS, LIMITED_IN_FLIGHT, LIMITED_MIB
+from conftest import APPS, LIMITED_IN_FLIGHT, LIMITED_MIB, log_lines
 from harness.artifact import zip_folder
 from harness.endpoint import TOKEN_HEADER, Connection
 from harness.polling import until
@@ -87,7 +87,7 @@ def test_held_requests_are_all_answered(limited):
 def test_operator_and_owner_see_it(limited, cloud, daemon):
     answer = limited.endpoint.get("/state?a=secret", traceparent="00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01")
     request_id = answer.headers["x-amzn-requestid"]
-    [line] = until(lambda: [line for line in daemon.log.read_text().splitlines() if request_id in line], "it is logged")
+    [line] = until(lambda: log_lines(daemon.log, request_id), "it is logged")
     fields = json.loads(line)["fields"]
     assert (fields["microvm"], fields["path"], fields["status"]) == (limited.id, "/state", 200)
     assert fields["trace_id"] == "4bf92f3577b34da6a3ce929d0e0e4736"

@@ -3,6 +3,7 @@
 import concurrent.futures
 import json
 
+from conftest import log_lines
 from harness.endpoint import TOKEN_HEADER, Connection
 from harness.polling import until
 
@@ -48,7 +49,7 @@ def ask(vm, headers):
 
 def count(cloud, vm, state):
     """How often the daemon says that the MicroVM came into this state."""
-    lines = (json.loads(line) for line in cloud.daemon.log.read_text().splitlines() if vm.id in line)
+    lines = (json.loads(line) for line in log_lines(cloud.daemon.log, vm.id))
     return sum(line["fields"].get("state") == state for line in lines)
 
 
