@@ -55,7 +55,7 @@ def test_a_key_works_at_once_and_no_longer_once_it_is_deleted(cloud):
     assert secret not in cloud.daemon.run("key", "list")
     cloud.daemon.run("key", "delete", key_id)
     assert key_id not in cloud.daemon.run("key", "list")
-    until(lambda: status_of(vms.list_microvm_images)[0], "a deleted key is refused", 5)
+    until(lambda: status_of(vms.list_microvm_images)[0], "a deleted key is refused", 30)
     assert status_of(vms.list_microvm_images) == ("UnrecognizedClientException", 403)
     assert status_of(s3.list_buckets) == ("InvalidAccessKeyId", 403)
 

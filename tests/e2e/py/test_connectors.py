@@ -165,13 +165,13 @@ def test_a_connector_opens_its_ranges_and_nothing_else(cloud, core, probe_image,
     with cloud.launch(probe_image, egressNetworkConnectors=[active["Arn"]]) as vm:
         app = vm.running().endpoint
         assert vm.get()["egressNetworkConnectors"] == [active["Arn"]]
-        assert reach(app, LAN_NEIGHBOUR, 8099) == "open"
+        until(lambda: reach(app, LAN_NEIGHBOUR, 8099), "the neighbour answers", 30, when=lambda found: found == "open")
         assert reach(app, "198.51.100.1", 80) != "open"
         assert refusal(core.delete_network_connector, Identifier=active["Arn"])[:2] == (409, "ResourceConflictException")
         # Asleep and awake again, it is in another slot.
         vm.suspend()
         vm.wait("SUSPENDED")
-        assert reach(app, LAN_NEIGHBOUR, 8099) == "open"
+        until(lambda: reach(app, LAN_NEIGHBOUR, 8099), "the neighbour answers", 30, when=lambda found: found == "open")
 
 
 def test_without_egress_nothing_is_reached_not_even_a_name_server(cloud, probe_image, lan):  # noqa: F811

@@ -19,7 +19,7 @@ from botocore.model import ServiceModel
 
 SEED = int(os.environ.get("DORMOUSE_FUZZ_SEED", time.time_ns() % 1_000_000))
 REQUESTS = int(os.environ.get("DORMOUSE_FUZZ_REQUESTS", 40))
-TIMEOUT_S = 10
+TIMEOUT_S = 60
 # What makes VMs or builds is asked for with parameters that cannot do so.
 ROLE = "arn:aws:iam::000000000000:role/fuzz"
 ARN = "arn:aws:lambda:us-east-1:000000000000:microvm-image:fuzz"

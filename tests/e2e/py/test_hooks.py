@@ -77,12 +77,13 @@ def failed_build(cloud, app, plan, wanted):
     ("ready", 500, "Ready hook check failed: the application returned a server error (HTTP 5xx) response"),
     ("ready", 404, "Ready hook check failed: the application returned a client error (HTTP 4xx) response"),
     ("validate", 500, "Validate hook check failed: the application returned a server error (HTTP 5xx) response"),
-    ("ready", 503, "Ready hook invocation timed out after PT7S"),
-    ("ready", "hold", "Ready hook invocation timed out after PT7S"),
-    ("validate", 503, "Validate hook invocation timed out after PT8S"),
+    ("ready", 503, "Ready hook invocation timed out after PT12S"),
+    ("ready", "hold", "Ready hook invocation timed out after PT12S"),
+    ("validate", 503, "Validate hook invocation timed out after PT15S"),
 ])
 def test_build_ends_with_the_words_of_aws(cloud, app, hook, answer, text):
-    timeouts = {"ready_s": 7} if hook == "ready" and answer in (503, "hold") else {"validate_s": 8}
+    # Only what is to run out may do so.
+    timeouts = {"ready": {"ready_s": 12}, "validate": {"validate_s": 15}}[hook] if answer in (503, "hold") else {}
     failed = failed_build(cloud, app, {hook: [answer]}, hooks("ready", "validate", **timeouts))
     assert failed.reason == text
     assert f"{hook}: {answer}" in failed.log

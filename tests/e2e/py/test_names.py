@@ -260,7 +260,7 @@ def acme_server(tmp_path_factory):
     config.write_text(json.dumps({"pebble": {
         "listenAddress": f"127.0.0.1:{port}", "managementListenAddress": f"127.0.0.1:{management}",
         "certificate": str(folder / "pebble.pem"), "privateKey": str(folder / "pebble.key"),
-        "httpPort": free_port(), "tlsPort": free_port(), "certificateValidityPeriod": 15,
+        "httpPort": free_port(), "tlsPort": free_port(), "certificateValidityPeriod": 30,
     }}))
     environment = plain_environment() | {"PEBBLE_VA_NOSLEEP": "1", "PEBBLE_WFE_NONCEREJECT": "2"}
     with (folder / "log").open("wb") as log:
@@ -307,12 +307,12 @@ ca_file = "{ca_file}"
                     seen.append(number)
             return seen
 
-        until(served, "a certificate of the ACME server is served")
+        until(served, "a certificate of the ACME server is served", 60)
         action, record, value = told.read_text().splitlines()[0].split()
         assert (action, record) == ("present", f"_acme-challenge.{DOMAIN}") and len(value) == 43
         for file in ("account.json", "certificate.pem"):
             assert (daemon.data_dir / "tls/acme" / file).stat().st_mode & 0o777 == 0o600
-        until(lambda: len(served()) > 1, "it is renewed", 30)
+        until(lambda: len(served()) > 1, "it is renewed", 60)
         presented = [line.split()[1:] for line in told.read_text().splitlines() if line.startswith("present")]
         withdrawn = [line.split()[1:] for line in told.read_text().splitlines() if line.startswith("cleanup")]
         assert withdrawn == presented
