@@ -175,7 +175,7 @@ def insist(ask, *arguments):
 
 def at_rest(cloud):
     """Processes and files are those that the states ask for."""
-    until(lambda: discrepancies(cloud.daemon, cloud.states()), "nothing is left over", 30, when=operator.not_)
+    until(lambda: discrepancies(cloud.daemon, cloud.states()), "nothing is left over", 60, when=operator.not_)
 
 
 @pytest.mark.parametrize("operation", [Launch, Suspend, Resume, Terminate, Build])
