@@ -84,7 +84,7 @@ class Registry:
             f"storage: {{filesystem: {{rootdirectory: {folder}/registry}}}}\nhttp: {{addr: '{self.address}'}}\n")
         self.process = subprocess.Popen(
             ["docker-registry", "serve", str(config)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        until(self.answers, "docker-registry answers", 30)
+        until(self.answers, "docker-registry answers", 60)
 
     def answers(self):
         with contextlib.suppress(OSError):

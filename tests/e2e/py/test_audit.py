@@ -62,7 +62,7 @@ def test_whoever_is_refused_too_often_waits_and_nobody_else(cloud):
 
 def unsigned(cloud):
     connection = http.client.HTTPConnection(
-        "127.0.0.1", cloud.daemon.api_port, timeout=10, source_address=(ELSEWHERE, 0))
+        "127.0.0.1", cloud.daemon.api_port, timeout=60, source_address=(ELSEWHERE, 0))
     try:
         connection.request("GET", "/2025-09-09/microvms")
         answer = connection.getresponse()

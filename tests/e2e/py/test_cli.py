@@ -107,11 +107,11 @@ def test_mistakes_are_told_in_one_line(cloud, dormouse):
         said = dormouse(*arguments, status=1).stderr
         assert said.startswith("dormouse: ") and len(said.splitlines()) == 1, said
     nowhere = cloud.environment | {"AWS_ENDPOINT_URL": "http://127.0.0.1:1"}
-    done = subprocess.run([BINARY, "ls"], capture_output=True, text=True, env=nowhere, timeout=30)
+    done = subprocess.run([BINARY, "ls"], capture_output=True, text=True, env=nowhere, timeout=60)
     assert done.returncode == 1
     assert "http://127.0.0.1:1" in done.stderr
     wrong = cloud.environment | {"AWS_SECRET_ACCESS_KEY": "x" * 40}
-    done = subprocess.run([BINARY, "ls"], capture_output=True, text=True, env=wrong, timeout=30)
+    done = subprocess.run([BINARY, "ls"], capture_output=True, text=True, env=wrong, timeout=60)
     assert done.returncode == 1
     assert "InvalidSignatureException" in done.stderr
 
@@ -141,7 +141,7 @@ def test_extensions_are_for_who_may(cloud):
     import http.client
 
     for path in ("/_dormouse/v1/system/usage", "/_dormouse/v1/builds/x/log", "/_dormouse/x"):
-        connection = http.client.HTTPConnection("127.0.0.1", cloud.daemon.api_port, timeout=10)
+        connection = http.client.HTTPConnection("127.0.0.1", cloud.daemon.api_port, timeout=60)
         connection.request("GET", path)
         assert connection.getresponse().status == 403, path
         connection.close()

@@ -145,7 +145,7 @@ def test_a_deleted_connector_is_gone_and_its_name_is_free(core):
     made = create(core, name=name)
     settled(core, made["Arn"], "ACTIVE")
     assert core.delete_network_connector(Identifier=made["Arn"])["State"] == "DELETING"
-    gone = until_gone(core.get_network_connector, 20, Identifier=made["Arn"])
+    gone = until_gone(core.get_network_connector, 60, Identifier=made["Arn"])
     assert gone["Code"] == "ResourceNotFoundException"
     assert create(core, name=name)["Id"] != made["Id"]
 

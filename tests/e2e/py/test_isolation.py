@@ -70,7 +70,7 @@ def lan():
         ["ip", "netns", "exec", LAN, sys.executable, "-m", "http.server", "8099"], stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL)
     try:
-        until(lambda: is_open(LAN_NEIGHBOUR, 8099), "the neighbour listens")
+        until(lambda: is_open(LAN_NEIGHBOUR, 8099), "the neighbour listens", 60)
         yield
     finally:
         neighbour.kill()

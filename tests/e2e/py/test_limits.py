@@ -34,7 +34,7 @@ def own_metrics(cloud, vm):
     keys = Credentials(environment["AWS_ACCESS_KEY_ID"], environment["AWS_SECRET_ACCESS_KEY"])
     request = AWSRequest("GET", f"http://{host}{path}")
     SigV4Auth(keys, "lambda", environment["AWS_REGION"]).add_auth(request)
-    connection = http.client.HTTPConnection(host, timeout=30)
+    connection = http.client.HTTPConnection(host, timeout=60)
     connection.request("GET", path, headers=dict(request.headers))
     answer = connection.getresponse()
     assert answer.status == 200
@@ -42,7 +42,7 @@ def own_metrics(cloud, vm):
 
 
 def all_metrics(daemon):
-    connection = http.client.HTTPConnection("127.0.0.1", daemon.metrics_port, timeout=30)
+    connection = http.client.HTTPConnection("127.0.0.1", daemon.metrics_port, timeout=60)
     connection.request("GET", "/metrics")
     answer = connection.getresponse()
     assert answer.getheader("content-type").startswith("text/plain")

@@ -60,7 +60,7 @@ def context_for(ca_file, version=None):
 
 @contextlib.contextmanager
 def handshake(port, name, context):
-    with socket.create_connection(("127.0.0.1", port), timeout=10) as plain:
+    with socket.create_connection(("127.0.0.1", port), timeout=60) as plain:
         with context.wrap_socket(plain, server_hostname=name) as tls:
             yield tls
 
@@ -71,8 +71,8 @@ def serial(port, name, context):
 
 
 def curl(*arguments, env=None):
-    done = subprocess.run(["curl", "--silent", "--show-error", "--max-time", "20", *arguments], capture_output=True,
-                          timeout=30, env=env or plain_environment())
+    done = subprocess.run(["curl", "--silent", "--show-error", "--max-time", "60", *arguments], capture_output=True,
+                          timeout=90, env=env or plain_environment())
     return done.stdout, done.stderr
 
 
@@ -175,7 +175,7 @@ def test_the_domain_is_answered_for_by_udp_and_tcp_and_nothing_else_is(given):
     for ask in (dns.query.udp, dns.query.tcp):
         def answer(name, kind, ask=ask):
             query = dns.message.make_query(name, kind, use_edns=True)
-            return ask(query, "127.0.0.1", port=port, timeout=5)
+            return ask(query, "127.0.0.1", port=port, timeout=60)
 
         for name in (DOMAIN, STRANGER):
             found = answer(name, "A")
@@ -212,7 +212,7 @@ def test_connect_leads_to_the_daemon_and_nowhere_else(given):
         ("CONNECT example.com:443 HTTP/1.1\r\nHost: example.com:443", b"403", b"lambda.us-east-1.amazonaws.com"),
         ("GET http://example.com/ HTTP/1.1\r\nHost: example.com", b"405", b"CONNECT"),
     ):
-        with socket.create_connection(proxy, timeout=10) as plain:
+        with socket.create_connection(proxy, timeout=60) as plain:
             plain.sendall(f"{request}\r\nConnection: close\r\n\r\n".encode())
             answer = b"".join(iter(lambda: plain.recv(1 << 16), b""))
         assert answer.split()[1] == status and words in answer, answer
@@ -275,7 +275,7 @@ def acme_server(tmp_path_factory):
             roots.write_bytes(pem)
             return b"BEGIN CERTIFICATE" in pem
 
-        until(answers, "pebble answers")
+        until(answers, "pebble answers", 60)
         yield f"https://127.0.0.1:{port}/dir", authority.file, roots, dns_port
     finally:
         process.kill()
