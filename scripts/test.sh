@@ -11,6 +11,8 @@ export DORMOUSE_CACHE
 DORMOUSE_CACHE=$(realpath -m "${DORMOUSE_CACHE:-.cache}")
 export DORMOUSE_TEST_ASSETS=$DORMOUSE_CACHE/assets
 export DORMOUSE_TEST_ACCEL=${DORMOUSE_TEST_ACCEL:-tcg}
+# Built beside the end-to-end suite, which runs it: cargo's lock is taken by whatever is built after it.
+export DORMOUSE_E2E_SDK_TEST=$DORMOUSE_CACHE/sdk-test
 
 # The SDK test wants a daemon: the end-to-end suite runs it.
 unit_tests=(cargo test --locked --release --workspace --exclude dormouse-e2e)
@@ -48,8 +50,11 @@ begin_beside() {
 }
 
 run_beside() {
-    # The end-to-end suite runs it. With the daemon's features most of its dependencies are there.
-    cargo test --locked --release -p dormouse-e2e -p dormouse --test sdk --no-run
+    local sdk_test
+    # With the daemon's features most of its dependencies are there.
+    sdk_test=$(scripts/test-executable.sh sdk -p dormouse-e2e -p dormouse)
+    cp "$sdk_test" "$DORMOUSE_E2E_SDK_TEST.new"
+    mv "$DORMOUSE_E2E_SDK_TEST.new" "$DORMOUSE_E2E_SDK_TEST"
     scripts/lint.sh
     "${unit_tests[@]}" --no-run
     DORMOUSE_TEST_PROFILE=release pytests tests/drift
@@ -81,6 +86,7 @@ trap 'end $?' EXIT
 step setup scripts/setup.sh
 step build make --no-print-directory build
 step base-disk scripts/test-disk.sh "$DORMOUSE_TEST_ASSETS"
+rm -f "$DORMOUSE_E2E_SDK_TEST"
 begin_beside
 step end-to-end pytests tests/e2e/py
 step lint-drift-websockets end_beside

@@ -15,21 +15,10 @@ tests/kvm/host.sh "$kvm"
 scripts/test-disk.sh "$cache/assets"
 venv=$(scripts/python-env.sh)
 
-# Prints the path of a test executable: `test_executable TEST PACKAGES...`. The packages are those that `make test`
-# builds together, so that their dependencies are there.
-test_executable() {
-    local test=$1
-    shift
-    cargo test --locked --release "$@" --test "$test" --no-run --message-format json 2>/dev/null |
-        python3 -c 'import json, sys
-found = [m["executable"] for m in map(json.loads, sys.stdin)
-         if m.get("executable") and m["target"]["name"] == sys.argv[1]]
-print(found[0])' "$test"
-}
-
 echo "kvm: building the tests" >&2
-contract=$(test_executable vmm_contract --workspace --exclude dormouse-e2e)
-sdk=$(test_executable sdk -p dormouse-e2e -p dormouse)
+# With the packages that `make test` builds together.
+contract=$(scripts/test-executable.sh vmm_contract --workspace --exclude dormouse-e2e)
+sdk=$(scripts/test-executable.sh sdk -p dormouse-e2e -p dormouse)
 
 rm -rf "$payload"
 mkdir -p "$payload"/{target/release,cache,tests,examples}

@@ -133,10 +133,9 @@ def test_rust_sdk(cloud):
         "DORMOUSE_E2E_BASE_IMAGE": cloud.base_arn,
         "DORMOUSE_E2E_ROLE": ROLE,
     }
-    test = os.environ.get("DORMOUSE_E2E_SDK_TEST")
-    command = [test] if test else [
+    built = os.environ.get("DORMOUSE_E2E_SDK_TEST", "")
+    command = [built] if Path(built).is_file() else [
         "cargo", "test", "--quiet", "--locked", "--release", "-p", "dormouse-e2e", "-p", "dormouse", "--test", "sdk", "--"]
-    # What scripts/test.sh builds beside has cargo's lock for as long as it builds, which is long: it is nice.
     done = subprocess.run(
         [*command, "--ignored", "--nocapture"], capture_output=True, text=True, stdin=subprocess.DEVNULL,
         timeout=1800, env=environment, cwd=Path(PROJECT))
