@@ -4,9 +4,7 @@
 //! API, STS and S3 the TLS ends here, with certificates of the internal CA for exactly those names. What is
 //! for an endpoint goes on to the ingress as it is. There is no way to any other host.
 
-use crate::audit::Peer;
 use crate::http::{self, Service};
-use crate::privileges;
 use bytes::Bytes;
 use dormouse_core::limits;
 use http_body_util::Full;
@@ -19,18 +17,13 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
 use tokio::io::copy_bidirectional;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 
 const HTTPS_PORT: u16 = 443;
-/// Pause after the system refused a connection.
-const PAUSE: Duration = Duration::from_millis(100);
 
 /// Which hosts there is a way to.
 #[derive(Debug)]
@@ -59,40 +52,13 @@ enum Destination {
     Endpoint,
 }
 
-/// Accepts until the stop, then lets connections under way end.
+/// Serves clients until the stop, then lets connections under way end.
 pub(crate) async fn serve(listener: TcpListener, connect: Arc<Connect>) {
-    let places = Arc::new(Semaphore::new(privileges::connections_max()));
-    let tasks = TaskTracker::new();
-    let stop = connect.stop.clone();
-    while let Some(Ok(place)) = stop
-        .run_until_cancelled(Arc::clone(&places).acquire_owned())
-        .await
-    {
-        match stop.run_until_cancelled(listener.accept()).await {
-            None => break,
-            Some(Ok((stream, from))) => {
-                if let Err(error) = http::bound_unread(&stream) {
-                    tracing::debug!(%error, "a client of CONNECT broke off");
-                    continue;
-                }
-                let client = Client {
-                    connect: Arc::clone(&connect),
-                    http: http::Client {
-                        peer: Peer(from.ip()),
-                        place: Arc::new(place),
-                        tasks: tasks.clone(),
-                    },
-                };
-                tasks.spawn(client.serve(stream));
-            }
-            Some(Err(error)) => {
-                tracing::warn!(%error, "connection was not accepted");
-                sleep(PAUSE).await;
-            }
-        }
-    }
-    tasks.close();
-    let _ = timeout(limits::INGRESS_DRAIN_TIMEOUT, tasks.wait()).await;
+    http::accept(listener, &connect.stop, |stream, http| {
+        let connect = Arc::clone(&connect);
+        Client { connect, http }.serve(stream)
+    })
+    .await;
 }
 
 /// One client's connection.

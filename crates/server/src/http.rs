@@ -32,9 +32,12 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinError;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+
+/// Pause after the system refused a connection.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// What the listener serves.
 #[derive(Debug)]
@@ -78,8 +81,22 @@ impl Service {
     }
 }
 
-/// Accepts until `stop`, then lets requests under way end.
+/// Serves control API, STS and S3 until `stop`, then lets requests under way end.
 pub(crate) async fn serve(listener: TcpListener, service: Arc<Service>, stop: CancellationToken) {
+    accept(listener, &stop, |stream, client| {
+        connection(stream, client, Arc::clone(&service), stop.clone())
+    })
+    .await;
+}
+
+/// Accepts clients until `stop`, each served in a task, then lets what is under way end.
+pub(crate) async fn accept<F>(
+    listener: TcpListener,
+    stop: &CancellationToken,
+    serve: impl Fn(TcpStream, Client) -> F,
+) where
+    F: Future<Output = ()> + Send + 'static,
+{
     let places = Arc::new(Semaphore::new(privileges::connections_max()));
     let tasks = TaskTracker::new();
     while let Some(Ok(place)) = stop
@@ -92,7 +109,7 @@ pub(crate) async fn serve(listener: TcpListener, service: Arc<Service>, stop: Ca
             Some(Err(error)) => {
                 // Out of descriptors, mostly: others must close theirs first.
                 tracing::warn!(%error, "connection was not accepted");
-                tokio::time::sleep(Duration::from_millis(100)).await;
+                sleep(ACCEPT_PAUSE).await;
                 continue;
             }
         };
@@ -105,19 +122,14 @@ pub(crate) async fn serve(listener: TcpListener, service: Arc<Service>, stop: Ca
             place: Arc::new(place),
             tasks: tasks.clone(),
         };
-        tasks.spawn(connection(
-            stream,
-            client,
-            Arc::clone(&service),
-            stop.clone(),
-        ));
+        tasks.spawn(serve(stream, client));
     }
     tasks.close();
     let _ = timeout(limits::INGRESS_DRAIN_TIMEOUT, tasks.wait()).await;
 }
 
 /// Ends a connection whose client's kernel takes nothing of what it is sent: HTTP has no limit for that.
-pub(crate) fn bound_unread(stream: &TcpStream) -> io::Result<()> {
+fn bound_unread(stream: &TcpStream) -> io::Result<()> {
     let unread_ms = limits::CLIENT_UNREAD_TIMEOUT.as_millis();
     let unread_ms = u32::try_from(unread_ms).unwrap_or(u32::MAX);
     Ok(sockopt::set_tcp_user_timeout(stream, unread_ms)?)
