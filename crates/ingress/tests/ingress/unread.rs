@@ -40,15 +40,29 @@ fn post(fixture: &Fixture) -> Request<()> {
     request(fixture, "POST", "/").body(()).expect("request")
 }
 
+/// The client goes once it has the head of the answer and its upload stands still.
+async fn leave_amid_the_answer(Upload { response, body }: Upload) {
+    let response = soon(response).await.expect("response");
+    sleep(STALL).await;
+    drop((body, response));
+}
+
+fn is_in_flight(fixture: &Fixture) -> bool {
+    let endpoint = EndpointId::parse(ENDPOINT).expect("endpoint");
+    fixture.metrics.of(&endpoint).in_flight > 0
+}
+
 /// Waits until no request is in flight and no client has a connection.
 async fn over(fixture: &Fixture) {
-    let endpoint = EndpointId::parse(ENDPOINT).expect("endpoint");
     until(|| {
-        let metrics = &fixture.metrics;
         let connections = "dormouse_ingress_connections 0";
-        metrics.of(&endpoint).in_flight == 0
+        !is_in_flight(fixture)
             && fixture.stub.visits.load(Ordering::SeqCst) == 0
-            && metrics.text().lines().any(|line| line == connections)
+            && fixture
+                .metrics
+                .text()
+                .lines()
+                .any(|line| line == connections)
     })
     .await;
 }
@@ -69,10 +83,7 @@ async fn it_ends_with_its_client_during_the_answer() {
     let (upload, mut app) = pour(&fixture, post(&fixture)).await;
     app.head().await;
     app.stream.write_all(BEGUN).await.expect("write");
-    let Upload { response, body } = upload;
-    let response = soon(response).await.expect("response");
-    sleep(STALL).await;
-    drop((body, response));
+    leave_amid_the_answer(upload).await;
     over(&fixture).await;
 }
 
@@ -94,10 +105,7 @@ async fn it_ends_with_a_call_that_is_called_off() {
     let (upload, app) = pour(&fixture, call(&fixture)).await;
     let mut app = accept(app.stream).await;
     let _answer = app.answer();
-    let Upload { response, body } = upload;
-    let response = soon(response).await.expect("response");
-    sleep(STALL).await;
-    drop((body, response));
+    leave_amid_the_answer(upload).await;
     over(&fixture).await;
 }
 
@@ -117,6 +125,5 @@ async fn it_ends_with_a_call_whose_app_has_answered() {
     while let Some(data) = soon(response.data()).await {
         data.expect("data");
     }
-    let endpoint = EndpointId::parse(ENDPOINT).expect("endpoint");
-    until(|| fixture.metrics.of(&endpoint).in_flight == 0).await;
+    until(|| !is_in_flight(&fixture)).await;
 }
