@@ -1,11 +1,13 @@
 """What one does with AWS's own client, boto3, in the words of the tests."""
 
+import operator
 import time
 import uuid
 
 import boto3
 
 from .endpoint import TOKEN_HEADER, Endpoint
+from .polling import until
 
 BUCKET = "artifacts"
 # Dormouse has no IAM: any role will do.
@@ -100,6 +102,10 @@ class Cloud:
         """The states of all MicroVMs, by id."""
         pages = self.vms.get_paginator("list_microvms").paginate()
         return {item["microvmId"]: item["state"] for page in pages for item in page["items"]}
+
+    def wait_until_nothing_ends(self):
+        """Until then, what MicroVMs had is still being given back."""
+        until(lambda: "TERMINATING" in self.states().values(), "nothing is ending", 60, when=operator.not_)
 
     def terminate_all(self, timeout_s=60):
         """Terminates whatever lives and waits until it is gone."""

@@ -2,12 +2,12 @@
 
 import concurrent.futures
 import contextlib
-import operator
 import os
 import time
 
 import pytest
 from botocore.exceptions import ClientError
+from conftest import log_lines
 from harness.artifact import zip_files
 from harness.cloud import ImageFailed
 from harness.polling import until
@@ -25,7 +25,7 @@ def full_disk(disk, cloud):
     @contextlib.contextmanager
     def fill():
         # What is still ending gives room back.
-        until(lambda: "TERMINATING" in cloud.states().values(), "nothing is ending", 60, when=operator.not_)
+        cloud.wait_until_nothing_ends()
         for _ in range(ATTEMPTS):
             with disk.full(LEFT_BYTES):
                 # So may what ended before: it counts as full once it stays so.
@@ -87,7 +87,7 @@ def replace(daemon):
 
 def wait_for_stop(cloud, vm, times=1):
     def stops():
-        return sum(STOPPED in line and vm.id in line for line in cloud.daemon.log.read_text().splitlines())
+        return sum(vm.id in line for line in log_lines(cloud.daemon.log, STOPPED))
 
     until(stops, f"{vm.id} is stopped {times} times", 90, when=lambda found: found >= times)
 

@@ -5,7 +5,6 @@ DORMOUSE_TEST_SEED, which is printed, chooses the operations.
 
 import collections
 import concurrent.futures
-import operator
 import os
 import random
 
@@ -65,7 +64,7 @@ class Walk:
 def test_two_hundred_random_operations_leave_nothing_behind(cloud, probe_image):
     print(f"DORMOUSE_TEST_SEED={SEED}")
     # What the tests before this one had is still being given back.
-    until(lambda: "TERMINATING" in cloud.states().values(), "nothing is ending", 60, when=operator.not_)
+    cloud.wait_until_nothing_ends()
     before = settled_kinds()
     with concurrent.futures.ThreadPoolExecutor(CLIENTS) as pool:
         walks = [pool.submit(Walk, cloud, probe_image, f"{SEED}-{n}") for n in range(CLIENTS)]
