@@ -170,7 +170,8 @@ impl Freezer {
     }
 
     /// Makes the VM its own, then runs the customer's processes. When a step fails they stay stopped, and
-    /// the call can be made again. Not frozen is fine: what runs keeps its connections. [`Freezer::scatter`] comes a moment later.
+    /// the call can be made again. Not frozen is fine: what runs keeps its connections. [`Freezer::scatter`] comes a
+    /// moment later.
     pub(crate) fn thaw(&self, spec: &ThawSpec) -> Result<(), FreezeError> {
         let mut name = self.turn();
         let seed = hex::decode(&spec.entropy_hex).map_err(|_| FreezeError::Seed)?;

@@ -166,8 +166,8 @@ pub const UPSTREAM_KEEP: Duration = Duration::from_secs(1);
 pub const BROKEN_ANSWER_GRACE: Duration = Duration::from_millis(10);
 /// Idle connections to apps at once.
 pub const UPSTREAM_IDLE_MAX: usize = 4096;
-/// An unwanted request body is still read for this long, so that its sender gets to see the answer; and an app that has answered
-/// is sent the rest of the request as long as it takes some within this.
+/// An unwanted request body is still read for this long, so that its sender gets to see the answer; and an app that has
+/// answered is sent the rest of the request as long as it takes some within this.
 pub const UNREAD_BODY_TIMEOUT: Duration = Duration::from_secs(10);
 /// Ports of apps that are known to speak plaintext or TLS at once.
 pub const APP_PORTS_REMEMBERED: usize = 10_000;
